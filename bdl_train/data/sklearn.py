@@ -1,0 +1,53 @@
+"""The toy data sets that ship inside scikit-learn: no network, no files."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from bdl_train.data import Data, DataSource
+from bdl_train.data._table import table_data
+from bdl_train.specs import TargetKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sklearn(DataSource):
+    """One of scikit-learn's bundled data sets, with a random split by number.
+
+    Attributes:
+        name: Which data set.
+        split: Number of the random split; the same number gives the same test rows whatever the run's seed.
+        test_fraction: Share of rows for testing.
+        val_fraction: Share of the remaining rows for validation.
+        batch_size: Examples per member and step.
+    """
+
+    name: Literal["breast_cancer", "diabetes", "digits", "iris", "wine"]
+    split: Annotated[int, Field(ge=0)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+
+    def load(self, root: str, seed: int) -> Data:
+        from sklearn import datasets
+
+        bunch = getattr(datasets, f"load_{self.name}")()
+        y = np.asarray(bunch.target)
+        is_regression = self.name == "diabetes"
+        classes = () if is_regression else tuple(str(name) for name in bunch.target_names)
+        order = np.random.default_rng(self.split).permutation(len(y))
+        num_test = max(1, round(self.test_fraction * len(y)))
+        return table_data(
+            name=self.name,
+            table=pd.DataFrame(bunch.data, columns=[str(name) for name in bunch.feature_names]),
+            y=y,
+            target_name={"diabetes": "progression", "breast_cancer": "diagnosis"}.get(self.name, "class"),
+            kind=TargetKind.CONTINUOUS if is_regression else TargetKind.CLASS,
+            classes=classes,
+            train_rows=np.sort(order[num_test:]),
+            test_rows=np.sort(order[:num_test]),
+            val_fraction=self.val_fraction,
+            seed=seed,
+        )

@@ -1,0 +1,111 @@
+"""The UCI regression benchmark with its standard splits and gap splits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from bdl_train.data import Data, DataSource
+from bdl_train.data._table import table_data
+from bdl_train.errors import UsageError, unknown_choice
+from bdl_train.specs import TargetKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uci(DataSource):
+    """A UCI set in npz form, from `<root>/uci/<name>.npz` (gap splits: `<root>/uci_gap/<name>.npz`).
+
+    The file holds `X [N, D]`, `y [N]` and, when the splits are stored, `train_idx [S, n]` and `test_idx [S, m]`.
+    Without stored splits they are built by the published recipe: legacy seed 1, one permutation a split, the
+    first `round(0.9 N)` rows for training (Hernández-Lobato & Adams, 2015; Gal & Ghahramani, 2016).
+
+    Attributes:
+        name: File name without `.npz`.
+        split: Split number; for gap splits, the number of the feature with the gap (Foong et al., 2019).
+        protocol: `standard` or `gap`.
+        val_fraction: Share of the split's training rows cut off for validation.
+        batch_size: Examples per member and step.
+    """
+
+    name: str
+    split: Annotated[int, Field(ge=0)]
+    protocol: Literal["standard", "gap"]
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+
+    def load(self, root: str, seed: int) -> Data:
+        folder = Path(root) / "uci"
+        path = folder / f"{self.name}.npz"
+        if not path.is_file():
+            found = [one.stem for one in folder.glob("*.npz")]
+            if found:
+                raise UsageError(unknown_choice("data.name", self.name, found))
+            raise UsageError(
+                f"{path} does not exist. Point data.root (or the environment variable BDL_DATA_ROOT) at the folder "
+                "that holds uci/<name>.npz."
+            )
+        with np.load(path, allow_pickle=False) as stored:
+            X, y = stored["X"], stored["y"]
+            names = [str(one) for one in stored["feature_names"]] if "feature_names" in stored else None
+            target_name = str(stored["target_name"]) if "target_name" in stored else "target"
+            splits = (stored["train_idx"], stored["test_idx"]) if "train_idx" in stored else None
+        if self.protocol == "gap":
+            train_rows, test_rows = self._gap_rows(root, X)
+        else:
+            train_rows, test_rows = self._standard_rows(splits, len(y))
+        return table_data(
+            name=self.name,
+            table=pd.DataFrame(X, columns=names or [f"x{i}" for i in range(X.shape[1])]),
+            y=y,
+            target_name=target_name,
+            kind=TargetKind.CONTINUOUS,
+            train_rows=train_rows.astype(np.int64),
+            test_rows=test_rows.astype(np.int64),
+            val_fraction=self.val_fraction,
+            seed=seed,
+            notes={"duplicated_rows": int(pd.DataFrame(X).assign(y=y).duplicated().sum())},
+        )
+
+    def _standard_rows(
+        self, stored: tuple[np.ndarray, np.ndarray] | None, num_rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if stored is None:
+            return published_split(num_rows, self.split)
+        train_idx, test_idx = stored
+        self._check_number(len(train_idx))
+        return train_idx[self.split], test_idx[self.split]
+
+    def _gap_rows(self, root: str, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        path = Path(root) / "uci_gap" / f"{self.name}.npz"
+        self._check_number(X.shape[1])
+        if not path.is_file():
+            return gap_split(X, self.split)
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["train_idx"][self.split], stored["test_idx"][self.split]
+
+    def _check_number(self, count: int) -> None:
+        if self.split >= count:
+            raise UsageError(
+                f"data.split={self.split} does not exist: data.name={self.name} has the {self.protocol} "
+                f"splits 0 to {count - 1}."
+            )
+
+
+def published_split(num_rows: int, split: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train and test rows of one standard split, in the published order (legacy `RandomState`, seed 1)."""
+    random = np.random.RandomState(1)
+    for _ in range(split):
+        random.choice(range(num_rows), num_rows, replace=False)
+    order = random.choice(range(num_rows), num_rows, replace=False)
+    num_train = round(0.9 * num_rows)
+    return order[:num_train], order[num_train:]
+
+
+def gap_split(X: np.ndarray, feature: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train and test rows when the middle third of the rows, sorted by `feature`, is held out."""
+    order = np.argsort(X[:, feature], kind="stable")
+    start, stop = len(order) // 3, 2 * len(order) // 3
+    return np.sort(np.concatenate([order[:start], order[stop:]])), np.sort(order[start:stop])

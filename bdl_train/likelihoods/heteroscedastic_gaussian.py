@@ -1,0 +1,47 @@
+"""Gaussian likelihood whose mean and standard deviation are both functions of the input."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import Normal
+from torch.nn.functional import softplus
+
+from bdl_train.likelihoods import Likelihood
+from bdl_train.specs import TargetKind, TargetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeteroscedasticGaussian(Likelihood):
+    """y | x ~ N(μ(x), s(x)²) with outputs (μ, r) and s = softplus(r) + min_std.
+
+    Source:
+        Nix & Weigend (1994); Lakshminarayanan et al. (2017), Section 2.2.1 (there the variance is softplus).
+
+    Attributes:
+        min_std: A floor under s, in units of the standardised target.
+    """
+
+    min_std: Annotated[float, Field(gt=0)]
+
+    kinds: ClassVar[frozenset[TargetKind]] = frozenset({TargetKind.CONTINUOUS})
+
+    def num_outputs(self, target: TargetSpec) -> int:
+        return 2
+
+    def log_prob(self, outputs: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        mean, raw = outputs.float().unbind(-1) if _is_half(outputs) else outputs.unbind(-1)
+        std = softplus(raw) + self.min_std
+        return -0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+    def distribution(self, outputs: Tensor, params: Mapping[str, Tensor]) -> Normal:
+        mean, raw = outputs.float().unbind(-1) if _is_half(outputs) else outputs.unbind(-1)
+        return Normal(mean, softplus(raw) + self.min_std, validate_args=False)
+
+
+def _is_half(outputs: Tensor) -> bool:
+    return outputs.dtype in (torch.float16, torch.bfloat16)
