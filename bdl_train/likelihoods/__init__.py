@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -13,12 +14,17 @@ from bdl_train.specs import TargetKind, TargetSpec
 PREFIX = "likelihood."
 
 
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Half-precision outputs in float32, others as they are: densities need more than 8 or 11 bits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
 class Likelihood(ABC):
     """How a target follows from a network's outputs.
 
     Parameters of a likelihood (a learned noise) are unconstrained scalars of each member, part of θ under the
-    names `likelihood.*`; each has an independent Gaussian prior whose mean and standard deviation stand in the
-    likelihood's YAML.
+    names `likelihood.*`; each has an independent Gaussian prior whose mean and standard deviation stand in
+    the likelihood's YAML.
     """
 
     kinds: ClassVar[frozenset[TargetKind]]
@@ -37,7 +43,7 @@ class Likelihood(ABC):
             params: The `likelihood.*` parameters, `[...]` each (the leading axes of `outputs` without B).
 
         Returns:
-            `[..., B]`.
+            `[..., B]`, in float32 or better.
         """
 
     @abstractmethod

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 from torch.distributions import Normal
 
-from bdl_train.likelihoods import PREFIX, Likelihood
+from bdl_train.likelihoods import PREFIX, Likelihood, at_least_float32
 from bdl_train.specs import TargetKind, TargetSpec
 
 LOG_NOISE = f"{PREFIX}log_noise_std"
@@ -26,9 +25,9 @@ class Gaussian(Likelihood):
         log_noise_prior_std: Standard deviation of the Gaussian prior on log(noise_std).
     """
 
-    noise_std: Annotated[float, Field(gt=0)]
+    noise_std: Annotated[FiniteFloat, Field(gt=0)]
     learn_noise: bool
-    log_noise_prior_std: Annotated[float, Field(gt=0)]
+    log_noise_prior_std: Annotated[FiniteFloat, Field(gt=0)]
 
     kinds: ClassVar[frozenset[TargetKind]] = frozenset({TargetKind.CONTINUOUS})
 
@@ -42,18 +41,16 @@ class Gaussian(Likelihood):
         return {"log_noise_std": (log_noise, log_noise, self.log_noise_prior_std)}
 
     def log_prob(self, outputs: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        mean = outputs.squeeze(-1)
+        mean = at_least_float32(outputs).squeeze(-1)
         log_noise = self._log_noise(mean, params)
         z = (y - mean) * (-log_noise).exp()
         return -0.5 * z.square() - log_noise - 0.5 * math.log(2 * math.pi)
 
     def distribution(self, outputs: Tensor, params: Mapping[str, Tensor]) -> Normal:
-        mean = outputs.squeeze(-1)
-        if mean.dtype in (torch.float16, torch.bfloat16):
-            mean = mean.float()
+        mean = at_least_float32(outputs).squeeze(-1)
         return Normal(mean, self._log_noise(mean, params).exp().expand_as(mean), validate_args=False)
 
     def _log_noise(self, mean: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         if self.learn_noise:
             return params[LOG_NOISE].to(mean.dtype).unsqueeze(-1)
-        return mean.new_tensor(math.log(self.noise_std))
+        return mean.new_full((), math.log(self.noise_std))

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import softplus
 
-from bdl_train.likelihoods import Likelihood
+from bdl_train.likelihoods import Likelihood, at_least_float32
 from bdl_train.specs import TargetKind, TargetSpec
 
 
@@ -26,7 +25,7 @@ class HeteroscedasticGaussian(Likelihood):
         min_std: A floor under s, in units of the standardised target.
     """
 
-    min_std: Annotated[float, Field(gt=0)]
+    min_std: Annotated[FiniteFloat, Field(gt=0)]
 
     kinds: ClassVar[frozenset[TargetKind]] = frozenset({TargetKind.CONTINUOUS})
 
@@ -34,14 +33,10 @@ class HeteroscedasticGaussian(Likelihood):
         return 2
 
     def log_prob(self, outputs: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        mean, raw = outputs.float().unbind(-1) if _is_half(outputs) else outputs.unbind(-1)
+        mean, raw = at_least_float32(outputs).unbind(-1)
         std = softplus(raw) + self.min_std
         return -0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
 
     def distribution(self, outputs: Tensor, params: Mapping[str, Tensor]) -> Normal:
-        mean, raw = outputs.float().unbind(-1) if _is_half(outputs) else outputs.unbind(-1)
+        mean, raw = at_least_float32(outputs).unbind(-1)
         return Normal(mean, softplus(raw) + self.min_std, validate_args=False)
-
-
-def _is_half(outputs: Tensor) -> bool:
-    return outputs.dtype in (torch.float16, torch.bfloat16)
