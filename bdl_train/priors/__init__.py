@@ -16,16 +16,28 @@ from bdl_train.stack import Layout
 class BoundPrior(ABC):
     """A prior over the flat parameter vector of one architecture."""
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """`(M,)` when every member of the stack has a prior of its own, else `()`."""
+        return ()
+
     @abstractmethod
     def log_prob(self, flat: Tensor) -> Tensor:
-        """Total log density in nats, `[..., P]` to `[...]`; normalised, differentiable in `flat`."""
+        """Total log density in nats, `[..., P]` to `[...]`; normalised, differentiable in `flat`.
+
+        When every member has a prior of its own, `flat` is `[..., M, P]`.
+        """
 
     @abstractmethod
     def sample(self, num_samples: int, generator: Generator) -> Tensor:
-        """Independent draws `[num_samples, P]`, in the prior's dtype and on its device."""
+        """Independent draws `[num_samples, *lead, P]`, in the prior's dtype and on its device.
+
+        That is `[num_samples, P]`, or `[num_samples, M, P]`: as many draws from the prior of each member.
+        """
 
     @abstractmethod
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "BoundPrior": ...
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "BoundPrior":
+        """The same prior on another device, in another dtype."""
 
 
 class Prior(ABC):
@@ -52,6 +64,10 @@ class BoundGaussian(BoundPrior):
     mean: Tensor
     std: Tensor
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return tuple(torch.broadcast_shapes(self.mean.shape, self.std.shape)[:-1])
+
     @cached_property
     def precision(self) -> Tensor:
         """Inverse variances, shaped like `std`."""
@@ -65,7 +81,7 @@ class BoundGaussian(BoundPrior):
         return -0.5 * ((flat - self.mean).square() * self.precision).sum(-1) - self._log_normaliser
 
     def sample(self, num_samples: int, generator: Generator) -> Tensor:
-        z = torch.empty(num_samples, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
+        z = self.mean.new_empty(num_samples, *self.lead, self.mean.shape[-1])
         return self.mean + self.std * z.normal_(generator=generator)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "BoundGaussian":
@@ -83,6 +99,10 @@ class JointPrior(BoundPrior):
     parts: tuple[BoundPrior, ...]
     columns: tuple[Tensor, ...]
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return max((part.lead for part in self.parts), key=len)
+
     def log_prob(self, flat: Tensor) -> Tensor:
         total = self.parts[0].log_prob(flat.index_select(-1, self.columns[0]))
         for part, columns in zip(self.parts[1:], self.columns[1:], strict=True):
@@ -90,10 +110,15 @@ class JointPrior(BoundPrior):
         return total
 
     def sample(self, num_samples: int, generator: Generator) -> Tensor:
-        drawn = [part.sample(num_samples, generator) for part in self.parts]
-        flat = drawn[0].new_empty(num_samples, sum(len(columns) for columns in self.columns))
-        for draws, columns in zip(drawn, self.columns, strict=True):
-            flat[:, columns] = draws
+        lead, num_params = self.lead, sum(len(columns) for columns in self.columns)
+        pieces = []
+        for part in self.parts:
+            # A block that all members share is still drawn anew for each of them.
+            repeats = 1 if part.lead == lead else math.prod(lead)
+            pieces.append(part.sample(num_samples * repeats, generator).reshape(num_samples, *lead, -1))
+        flat = pieces[0].new_empty(num_samples, *lead, num_params)
+        for piece, columns in zip(pieces, self.columns, strict=True):
+            flat[..., columns] = piece
         return flat
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "JointPrior":
@@ -103,14 +128,17 @@ class JointPrior(BoundPrior):
         )
 
 
-def join(parts: list[tuple[BoundPrior, Tensor]]) -> BoundPrior:
-    """One prior from independent blocks `(prior, columns)`; all-Gaussian blocks become one Gaussian."""
-    num_params = sum(len(columns) for _, columns in parts)
-    gaussians = [(part, columns) for part, columns in parts if isinstance(part, BoundGaussian)]
-    if len(gaussians) == len(parts):
-        mean = gaussians[0][0].mean.new_empty(num_params)
-        std = torch.empty_like(mean)
-        for part, columns in gaussians:
-            mean[columns], std[columns] = part.mean, part.std
-        return BoundGaussian(mean, std)
-    return JointPrior(tuple(part for part, _ in parts), tuple(columns for _, columns in parts))
+def join(parts: Sequence[tuple[BoundPrior, Tensor]]) -> BoundPrior:
+    """One prior from independent blocks `(prior, columns)` that together cover every column once.
+
+    All-Gaussian blocks become one Gaussian, with a member axis if any block has one.
+    """
+    joint = JointPrior(tuple(part for part, _ in parts), tuple(columns for _, columns in parts))
+    gaussians = [part for part in joint.parts if isinstance(part, BoundGaussian)]
+    if len(gaussians) < len(joint.parts):
+        return joint
+    mean = gaussians[0].mean.new_empty(*joint.lead, sum(len(columns) for columns in joint.columns))
+    std = torch.empty_like(mean)
+    for part, columns in zip(gaussians, joint.columns, strict=True):
+        mean[..., columns], std[..., columns] = part.mean, part.std
+    return BoundGaussian(mean, std)
