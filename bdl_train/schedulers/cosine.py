@@ -11,7 +11,7 @@ from bdl_train.schedulers import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Linear from 0 to 1 over the warm-up, then half a cosine down to `final_factor`.
+    """Linear up to 1 at the last step of the warm-up, then half a cosine down to `final_factor`.
 
     Source:
         Loshchilov & Hutter (2017), arXiv:1608.03983, equation 5, without restarts.
@@ -25,8 +25,10 @@ class Cosine(Schedule):
     final_factor: Annotated[float, Field(ge=0, le=1)]
 
     def factor(self, step: int, num_steps: int) -> float:
-        warmup = int(self.warmup_fraction * num_steps)
+        warmup = round(self.warmup_fraction * num_steps)
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, num_steps - 1 - warmup)
-        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (
+            1 + math.cos(math.pi * min(1.0, progress))
+        )
