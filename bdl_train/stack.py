@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-# The fast path of attention has no batching rule for its backward; the math kernel is the same function.
+# The fast path of attention has no batching rule for its backward, and the fused kernels of
+# scaled-dot-product attention have none at all: the math kernel is the same function.
 torch.backends.mha.set_fastpath_enabled(False)
+torch.backends.cuda.enable_flash_sdp(False)  # governs the CPU's kernel too
+torch.backends.cuda.enable_mem_efficient_sdp(False)
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Layout:
         lead = flat.shape[:-1]
         pieces = flat.split(self.sizes, dim=-1)
         return {
-            name: piece.reshape(*lead, *shape)
+            name: piece.reshape((*lead, *shape))
             for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
 
@@ -53,7 +57,7 @@ class Layout:
         for name, shape in zip(self.names, self.shapes, strict=True):
             tensor = params[name]
             lead = tensor.shape[: tensor.ndim - len(shape)]
-            pieces.append(tensor.reshape(*lead, -1))
+            pieces.append(tensor.reshape((*lead, -1)))
         return torch.cat(pieces, dim=-1)
 
     def select(self, names: Sequence[str]) -> "Layout":
@@ -102,7 +106,9 @@ class Stack:
 
     def to(self, device: torch.device | str) -> "Stack":
         return Stack(
-            self.flat.to(device), {name: buffer.to(device) for name, buffer in self.buffers.items()}, self.layout
+            self.flat.to(device),
+            {name: buffer.to(device) for name, buffer in self.buffers.items()},
+            self.layout,
         )
 
 
@@ -116,12 +122,12 @@ def build_stack(
     """Construct the architecture once per member under that member's own seed.
 
     Never `deepcopy` plus `reset_parameters`: attention in-projections and class tokens would stay shared.
-    The global generator is left as it was.
+    The global generators are left as they were.
 
     Args:
-        make_network: Builds one freshly initialised network.
+        make_network: Builds one freshly initialised network, on the CPU.
         seeds: One seed per member.
-        extra_params: Parameters of the likelihood, the same start for each member, `[...]` without member axis.
+        extra_params: Parameters of the likelihood, `[...]` without member axis; members start equal.
         dtype: Of the parameters and floating buffers; initial values are drawn in float32 and then cast.
 
     Returns:
@@ -130,7 +136,7 @@ def build_stack(
     flats, buffers, template, layout = [], [], None, None
     for seed in seeds:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device's generator
             network = make_network()
         params = {name: tensor.detach() for name, tensor in network.named_parameters()}
         params.update(extra_params or {})
@@ -140,9 +146,7 @@ def build_stack(
         buffers.append(dict(network.named_buffers()))
     if template is None or layout is None:
         raise ValueError("A stack has one member or more, got no seeds.")
-    stacked = {
-        name: torch.stack([one[name].detach() for one in buffers]).clone() for name in buffers[0]
-    }
+    stacked = {name: torch.stack([one[name].detach() for one in buffers]) for name in buffers[0]}
     stacked = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in stacked.items()
     }
@@ -188,9 +192,11 @@ class StackedNetwork:
         run = self._vmap if self.executor == "vmap" else self._loop
         return run(own, dict(buffers), x, shared)
 
-    def _one(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        # In train mode the network writes to its buffers; it gets copies, so that the caller's stay as they were.
-        state = {name: buffer.clone() if self.template.training else buffer for name, buffer in buffers.items()}
+    def _one(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # The network may write to its buffers; it gets copies, so that the caller's stay as they were.
+        state = {name: buffer.clone() for name, buffer in buffers.items()}
         call_state = {**params, **state}
         outputs = torch.func.functional_call(self.template, call_state, (x,))
         return outputs, {name: call_state[name] for name in state}
@@ -238,14 +244,14 @@ def choose_executor(
         return "loop", "trainer.executor=loop"
     has_conv = any(isinstance(module, nn.modules.conv._ConvNd) for module in template.modules())
     if asked == "auto" and has_conv and stack.flat.device.type == "cpu":
-        # One grouped convolution over members is slower than a loop on a CPU (113 ms against 70 ms for 5 LeNets).
+        # One grouped convolution over members is slower on a CPU: 113 ms against 70 ms for 5 LeNets.
         return "loop", "convolutions on a CPU run faster one member after another"
     if asked == "auto" and stack.num_members == 1:
         return "loop", "one member needs no batching over members"
     try:
         _try_vmap(template, stack, x)
     except Exception as error:  # torch raises several types for a missing batching rule
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         log.warning("This network cannot run under vmap, members run in a loop instead: %s", reason)
         return "loop", f"not vmappable: {reason}"
     return "vmap", "all members in one batched call (tried on one batch, forward and backward)"
@@ -259,3 +265,11 @@ def _try_vmap(template: nn.Module, stack: Stack, x: Tensor) -> None:
             flat = stack.flat.detach().clone().requires_grad_(True)
             outputs, _ = network(stack.layout.unflatten(flat), stack.buffers, x, train=train, shared=True)
             torch.autograd.grad(outputs.float().sum(), flat)
+
+
+def where_members(mask: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Per member, `new` where `mask` `[M]` holds and `old` elsewhere; values are `[M, ...]` each."""
+    return {
+        name: torch.where(mask.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, old[name])
+        for name, tensor in new.items()
+    }

@@ -9,9 +9,10 @@ _MASK32 = 0xFFFFFFFF
 class Dropout(nn.Module):
     """Inverted dropout with rate `rate`: element i is kept iff hash(seed, step, i) ≥ rate · 2³².
 
-    `seed` and `step` are buffers, one of each per member: the seed is drawn at construction under the member's
-    own seed, the step counts training passes. A posterior draw of MC dropout is a value of `seed`. The hash is
-    the 32-bit finaliser of MurmurHash3 in 64-bit integers, the same bits on every device.
+    `seed` and `step` are buffers, one of each per member: the seed is drawn at construction under the
+    member's own seed, the step counts training passes. A posterior draw of MC dropout is a value of `seed`.
+    The hash is the 32-bit finaliser of MurmurHash3 in 64-bit integers, the same bits on every device. In eval
+    mode, or at rate 0, the layer returns its input.
     """
 
     seed: Tensor
@@ -22,18 +23,25 @@ class Dropout(nn.Module):
         if not 0 <= rate < 1:
             raise ValueError(f"A dropout rate lies in [0, 1), got {rate}.")
         self.rate = rate
-        self.register_buffer("seed", torch.randint(0, _MASK32, ()))
+        # 62 bits: with 32, some two layers of a thousand-member ensemble would share every mask.
+        self.register_buffer("seed", torch.randint(0, 2**62, ()))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        element = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-        key = _mix((self.seed + _mix(self.step + 0x9E3779B9)) & _MASK32)
-        bits = _mix((element * 0x9E3779B1 + key) & _MASK32)
+        key = _mix(_mix((self.seed ^ _mix(self.step + 0x9E3779B9)) & _MASK32) ^ (self.seed >> 32))
+        # Elements are hashed before they meet the key: a key added to a plain counter would make the masks
+        # of any two keys shifted copies of each other.
+        element = _mix(torch.arange(x.numel(), device=x.device)).reshape(x.shape)
+        keep = _mix(element ^ key) >= int(self.rate * 2**32)
         self.step += 1
-        keep = bits >= int(self.rate * 2**32)
         return torch.where(keep, x / (1 - self.rate), torch.zeros_like(x))
+
+
+def make_dropout(rate: float) -> nn.Module:
+    """`Dropout`, or nothing at rate 0, so that a network without dropout carries no seed and no counter."""
+    return Dropout(rate) if rate > 0 else nn.Identity()
 
 
 def _mix(h: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
 """Multilayer perceptron for tables."""
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from bdl_train.models import Architecture
+from bdl_train.models._activation import ACTIVATIONS, Activation
 from bdl_train.models._dropout import Dropout
 from bdl_train.specs import InputSpec
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp(Architecture):
-    """Linear layers with an activation and optional dropout after each hidden one.
+    """Linear layers with an activation and optional dropout after each hidden one; images are flattened.
 
     Attributes:
         hidden: Widths of the hidden layers; empty for a linear model.
@@ -24,16 +24,14 @@ class Mlp(Architecture):
     """
 
     hidden: list[Annotated[int, Field(ge=1)]]
-    activation: Literal["relu", "tanh", "gelu", "silu"]
+    activation: Activation
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
     takes: ClassVar[str] = "any"
 
     def network(self, inputs: InputSpec, num_outputs: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()] if len(inputs.shape) > 1 else []
-        width = 1
-        for size in inputs.shape:
-            width *= size
+        width = math.prod(inputs.shape)
         for size in self.hidden:
             layers += [nn.Linear(width, size), ACTIVATIONS[self.activation]()]
             if self.dropout > 0:
