@@ -260,7 +260,7 @@ def choose_executor(
 def _try_vmap(template: nn.Module, stack: Stack, x: Tensor) -> None:
     network = StackedNetwork(template, "vmap")
     devices = [stack.flat.device] if stack.flat.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
         for train in (True, False):
             flat = stack.flat.detach().clone().requires_grad_(True)
             outputs, _ = network(stack.layout.unflatten(flat), stack.buffers, x, train=train, shared=True)

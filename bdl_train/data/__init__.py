@@ -1,6 +1,7 @@
 """Data sets. One module and one YAML a choice; each yields the same `Data`."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,10 @@ class Data:
         name: For tables and reports.
         train, val, test: Disjoint rows; `val` is cut from train, never from test.
         inputs, target: What models and likelihoods need to know.
-        transform: For tables, how raw columns become `x`; stored in the artefact and applied by `bdl predict`.
-        notes: What a reader of the manifest must know (rows dropped, augmentation, duplicated rows).
+        transform: For tables, how raw columns become `x`; stored in the artefact and applied by `bdl
+            predict`.
+        augment: `none`, or the augmentation that the training loop applies to each batch (`_augment.py`).
+        notes: What a reader of the manifest must know (constant columns, duplicated rows, augmentation).
     """
 
     name: str
@@ -51,7 +54,20 @@ class Data:
     inputs: InputSpec
     target: TargetSpec
     transform: "TableTransform | None" = None
+    augment: str = "none"
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def require_train(self) -> None:
+        """Refuse a set that has a test part only; it serves as out-of-distribution data of another run.
+
+        Raises:
+            UsageError: no training rows.
+        """
+        if len(self.train) == 0:
+            raise UsageError(
+                f"data.name={self.name} has a test part only ({len(self.test)} rows), so nothing can be "
+                "trained on it: train on another data set and evaluate on this one."
+            )
 
     def fingerprint(self) -> str:
         """SHA-256 over the arrays of all three parts: equal data, equal fingerprint."""
@@ -64,7 +80,13 @@ class Data:
 
 
 class DataSource(ABC):
-    """Where a data set comes from; `load` reads, splits and transforms it."""
+    """Where a data set comes from; `load` reads, splits and transforms it.
+
+    Attributes:
+        batch_size: Examples per member and step.
+    """
+
+    batch_size: int
 
     @abstractmethod
     def load(self, root: str, seed: int) -> Data:
@@ -113,8 +135,11 @@ def check_split(parts: dict[str, np.ndarray], num_rows: int) -> None:
     for name, rows in parts.items():
         if len(rows) == 0 and name != "val":
             raise UsageError(f"The {name} part has no rows: change data.split or the declared split.")
-        if len(rows) and (rows.min() < 0 or rows.max() >= num_rows):
-            raise UsageError(f"The {name} part names row {rows.max()}, the table has {num_rows} rows.")
+        outside = rows[(rows < 0) | (rows >= num_rows)]
+        if len(outside):
+            raise UsageError(
+                f"The {name} part names row {outside[0]}, the table has rows 0 to {num_rows - 1}."
+            )
     names = list(parts)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
@@ -126,12 +151,23 @@ def check_split(parts: dict[str, np.ndarray], num_rows: int) -> None:
                 )
 
 
-def fit_target(y: np.ndarray, train_rows: np.ndarray, kind: TargetKind, name: str, classes: tuple[str, ...]) -> TargetSpec:
+def is_constant(values: np.ndarray) -> bool:
+    """Whether finite values are all equal, up to the rounding of the arithmetic that made them.
+
+    The threshold is relative to the values themselves, so a column in units of 1e-15 is not taken for
+    constant.
+    """
+    return len(values) == 0 or bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
+def fit_target(
+    y: np.ndarray, train_rows: np.ndarray, kind: TargetKind, name: str, classes: tuple[str, ...]
+) -> TargetSpec:
     """Check a whole target column and describe it, with statistics of the training rows only.
 
     Args:
         y: `[N]` raw targets: numbers, labels 0..K-1, or counts.
-        train_rows: The rows whose statistics are used.
+        train_rows: The rows whose statistics are used; may be empty unless `kind` is continuous.
         kind: What the target is.
         name: For messages.
         classes: Names of the classes, in label order; empty unless `kind` is class.
@@ -139,19 +175,30 @@ def fit_target(y: np.ndarray, train_rows: np.ndarray, kind: TargetKind, name: st
     Raises:
         UsageError: NaN or infinite values, labels out of range, negative or fractional counts.
     """
-    if not np.isfinite(y.astype(np.float64)).all():
-        bad = int((~np.isfinite(y.astype(np.float64))).sum())
-        first = int(np.flatnonzero(~np.isfinite(y.astype(np.float64)))[0])
+    finite = np.isfinite(y.astype(np.float64))
+    if not finite.all():
         raise UsageError(
-            f"The target '{name}' has {bad} NaN or infinite values (the first in row {first}): "
-            "drop those rows or choose another data.target."
+            f"The target '{name}' has {int((~finite).sum())} NaN or infinite values (the first in row "
+            f"{int(np.flatnonzero(~finite)[0])}): drop those rows or choose another data.target."
         )
     if kind is TargetKind.CONTINUOUS:
         train = y[train_rows].astype(np.float64)
-        scale = float(train.std())
-        return TargetSpec(kind, name, (), float(train.mean()), scale if scale > 0 else 1.0)
-    if not np.equal(np.mod(y, 1), 0).all():
-        raise UsageError(f"The target '{name}' must hold whole numbers for kind '{kind}', got {y[y % 1 != 0][0]}.")
+        with np.errstate(over="ignore"):
+            loc, scale = float(train.mean()), float(train.std())
+        if not math.isfinite(scale):
+            raise UsageError(
+                f"The target '{name}' has values up to {np.abs(train).max():.3g}, too large to standardise: "
+                "rescale it or take its logarithm."
+            )
+        return TargetSpec(kind, name, (), loc, 1.0 if is_constant(train) else scale)
+    whole = y % 1 == 0
+    if not whole.all():
+        raise UsageError(
+            f"The target '{name}' must hold whole numbers for kind '{kind}', got {y[~whole][0]} in row "
+            f"{int(np.flatnonzero(~whole)[0])}."
+        )
+    if kind is TargetKind.CLASS and len(classes) < 2:
+        raise UsageError(f"The target '{name}' has {len(classes)} class: classification needs two or more.")
     if kind is TargetKind.CLASS and (y.min() < 0 or y.max() >= len(classes)):
         raise UsageError(
             f"The target '{name}' has labels {int(y.min())}..{int(y.max())}, expected 0..{len(classes) - 1}."

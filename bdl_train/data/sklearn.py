@@ -8,6 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from bdl_train.data import Data, DataSource
+from bdl_train.data._splits import random_split
 from bdl_train.data._table import table_data
 from bdl_train.specs import TargetKind
 
@@ -37,8 +38,7 @@ class Sklearn(DataSource):
         y = np.asarray(bunch.target)
         is_regression = self.name == "diabetes"
         classes = () if is_regression else tuple(str(name) for name in bunch.target_names)
-        order = np.random.default_rng(self.split).permutation(len(y))
-        num_test = max(1, round(self.test_fraction * len(y)))
+        parts = random_split(len(y), self.split, self.test_fraction)
         return table_data(
             name=self.name,
             table=pd.DataFrame(bunch.data, columns=[str(name) for name in bunch.feature_names]),
@@ -46,8 +46,8 @@ class Sklearn(DataSource):
             target_name={"diabetes": "progression", "breast_cancer": "diagnosis"}.get(self.name, "class"),
             kind=TargetKind.CONTINUOUS if is_regression else TargetKind.CLASS,
             classes=classes,
-            train_rows=np.sort(order[num_test:]),
-            test_rows=np.sort(order[:num_test]),
+            train_rows=parts["train"],
+            test_rows=parts["test"],
             val_fraction=self.val_fraction,
             seed=seed,
         )

@@ -1,0 +1,121 @@
+"""The plan: which members share a stack, what each stack gets, and why. Pure functions from values to values."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from bdl_train.distributed import Resources
+from bdl_train.errors import UsageError
+from bdl_train.seeds import Stream, member_seed
+from bdl_train.training.train_stack import StackTask
+
+MEMBERS_PER_STACK = 20
+"""Most members of one stack unless asked otherwise: past it a step gains little and a crash costs more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stacks in the order in which they start.
+
+    Attributes:
+        stacks: One task each.
+        num_workers: How many run at the same time.
+        reasons: What was decided, and why.
+    """
+
+    stacks: tuple[StackTask, ...]
+    num_workers: int
+    reasons: tuple[str, ...]
+
+    def to_json(self, run_seed: int) -> dict[str, Any]:
+        stacks = []
+        for task in self.stacks:
+            seeds = [member_seed(run_seed, m, Stream.INIT, task.attempt) for m in task.members]
+            stacks.append({**asdict(task), "members": list(task.members), "seeds": seeds})
+        return {"num_workers": self.num_workers, "reasons": list(self.reasons), "stacks": stacks}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Plan":
+        stacks = tuple(
+            StackTask(
+                id=one["id"],
+                members=tuple(one["members"]),
+                cpus=one["cpus"],
+                gpus=one["gpus"],
+                attempt=one["attempt"],
+            )
+            for one in stored["stacks"]
+        )
+        return cls(stacks, stored["num_workers"], tuple(stored["reasons"]))
+
+
+def assign_members(num_members: int, num_stacks: int) -> list[range]:
+    """Give each stack a contiguous share; shares differ by at most one member."""
+    bounds = [num_members * stack // num_stacks for stack in range(num_stacks + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def plan(
+    num_members: int,
+    resources: Resources,
+    *,
+    num_workers: int | None,
+    members_per_stack: int | None,
+    cpus_per_stack: int | None,
+    gpus_per_stack: float,
+) -> Plan:
+    """Decide stacks and their shares of the machine.
+
+    Args:
+        num_members: M.
+        resources: What exists.
+        num_workers: Stacks at the same time; None = as many as fit.
+        members_per_stack: None = members are spread over the workers, at most 20 in a stack.
+        cpus_per_stack: Threads a stack; None = an equal share of all.
+        gpus_per_stack: Share of a GPU; above 1 it must be whole.
+
+    Raises:
+        UsageError: no members, or a stack that no resource can ever hold.
+    """
+    if num_members < 1:
+        raise UsageError(f"num_members must be 1 or more, got {num_members}.")
+    if gpus_per_stack > 1 and gpus_per_stack != int(gpus_per_stack):
+        raise UsageError(f"cluster.gpus_per_stack above 1 must be whole, got {gpus_per_stack}.")
+    if gpus_per_stack > resources.gpus:
+        raise UsageError(
+            f"cluster.gpus_per_stack={gpus_per_stack} asks for more than there is: {resources.gpus:g} GPUs. "
+            "Lower it, or set it to 0 to train on CPUs."
+        )
+    if cpus_per_stack is not None and cpus_per_stack > resources.cpus:
+        raise UsageError(
+            f"cluster.cpus_per_stack={cpus_per_stack} asks for more than there is: {resources.cpus} CPUs."
+        )
+    reasons = []
+    fit_cpu = resources.cpus // (cpus_per_stack or 1)
+    fit = min(fit_cpu, math.floor(resources.gpus / gpus_per_stack + 1e-9)) if gpus_per_stack > 0 else fit_cpu
+    slots = fit if num_workers is None else num_workers
+    if slots > fit:
+        reasons.append(f"{fit} of {slots} workers fit into {resources.cpus} CPUs and {resources.gpus:g} GPUs")
+        slots = fit
+    if members_per_stack is None:
+        size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
+        reasons.append(
+            f"up to {size} members a stack: {num_members} members over {slots} workers, at most 20 together"
+        )
+    else:
+        size = members_per_stack
+        reasons.append(f"up to {size} members a stack: cluster.members_per_stack={size}")
+    shares = assign_members(num_members, math.ceil(num_members / size))
+    slots = min(slots, len(shares))
+    cpus = cpus_per_stack or max(1, resources.cpus // slots)
+    reasons.append(
+        f"{slots} stacks at a time, {cpus} CPUs and {gpus_per_stack:g} GPUs each; the rest wait in line"
+    )
+    width = max(3, len(str(len(shares) - 1)))
+    stacks = tuple(
+        StackTask(id=f"{i:0{width}d}", members=tuple(share), cpus=cpus, gpus=gpus_per_stack)
+        for i, share in enumerate(shares)
+    )
+    return Plan(stacks, slots, tuple(reasons))

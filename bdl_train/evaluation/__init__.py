@@ -1,0 +1,1 @@
+"""From a posterior predictive to scores that people can read."""

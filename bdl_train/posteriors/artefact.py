@@ -1,0 +1,173 @@
+"""The posterior on disk: `posterior.json` and safetensors files, checked by hash; nothing is unpickled."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from bdl_train.build import build, resolve
+from bdl_train.data._table import TableTransform
+from bdl_train.errors import UsageError
+from bdl_train.likelihoods import PREFIX, Likelihood
+from bdl_train.models import Architecture, architecture_from
+from bdl_train.posteriors import MemberPosterior
+from bdl_train.posteriors.ensemble import EnsemblePosterior
+from bdl_train.runs import read_json, sha256, write_bytes, write_json
+from bdl_train.specs import InputSpec, TargetSpec
+from bdl_train.stack import Layout
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A posterior with everything needed to predict from raw inputs.
+
+    Attributes:
+        meta: `posterior.json` as read.
+        posterior: The mixture over members.
+        likelihood, inputs, target, transform: As in training.
+        layout: Of the flat parameter vectors.
+    """
+
+    meta: dict[str, Any]
+    posterior: EnsemblePosterior
+    architecture: Architecture
+    likelihood: Likelihood
+    inputs: InputSpec
+    target: TargetSpec
+    transform: TableTransform | None
+    layout: Layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.meta["dtype"])
+
+    def network(self) -> nn.Module:
+        """A network of the architecture, in eval mode; its own weights mean nothing."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = self.architecture.network(self.inputs, self.likelihood.num_outputs(self.target))
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+        stored = dict(zip(self.layout.names, self.layout.shapes, strict=True))
+        weights = {name: shape for name, shape in stored.items() if not name.startswith(PREFIX)}
+        if shapes != weights:
+            raise UsageError(
+                "posterior.json describes another architecture than the stored weights: it is damaged."
+            )
+        return network.to(self.dtype).eval()
+
+
+def write_member(folder: Path, member: int, posterior: MemberPosterior) -> dict[str, Any]:
+    """Write one member's tensors; returns its entry for `posterior.json`. Writing again gives the same file."""
+    file = f"member-{member:05d}.safetensors"
+    write_bytes(
+        folder / file, save({name: t.detach().cpu().contiguous() for name, t in posterior.tensors().items()})
+    )
+    cls = type(posterior)
+    return {"file": file, "sha256": sha256(folder / file), "_target_": f"{cls.__module__}.{cls.__qualname__}"}
+
+
+def write_tensors(folder: Path, file: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write a side file; returns its entry for `files` in `posterior.json`."""
+    write_bytes(folder / file, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return {"sha256": sha256(folder / file)}
+
+
+def write_moments(folder: Path, posterior: EnsemblePosterior) -> dict[str, str]:
+    """Write mean and variance over each member's draws, `[M, P]`: what `prior=from_posterior` reads."""
+    moments = [member.moments() for member in posterior.members]
+    mean, var = torch.stack([mean for mean, _ in moments]), torch.stack([var for _, var in moments])
+    return write_tensors(folder, "moments.safetensors", {"mean": mean, "var": var})
+
+
+def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write `posterior.json`; after this call the artefact is whole."""
+    write_json(folder / "posterior.json", {"schema_version": SCHEMA_VERSION, **meta})
+
+
+def read_artefact(folder: Path) -> Artefact:
+    """Load and check an artefact.
+
+    Raises:
+        UsageError: missing, damaged or tampered with, of an unknown schema version, or naming classes outside the
+            allow-list.
+    """
+    meta = read_json(folder / "posterior.json")
+    version = meta.get("schema_version") if isinstance(meta, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder / 'posterior.json'} has schema version {version!r}, this bdl_train reads {SCHEMA_VERSION}."
+        )
+    with _damaged(folder):
+        layout = Layout(
+            tuple(meta["layout"]["names"]), tuple(tuple(shape) for shape in meta["layout"]["shapes"])
+        )
+        return Artefact(
+            meta=meta,
+            posterior=read_members(folder, meta),
+            architecture=architecture_from(meta["architecture"]),
+            likelihood=build(meta["likelihood"], Likelihood, key="likelihood"),
+            inputs=InputSpec.from_json(meta["inputs"]),
+            target=TargetSpec.from_json(meta["target"]),
+            transform=None if meta["transform"] is None else TableTransform.from_json(meta["transform"]),
+            layout=layout,
+        )
+
+
+def read_members(folder: Path, meta: Mapping[str, Any]) -> EnsemblePosterior:
+    """The finished members that `meta` lists, each checked by hash and shape."""
+    sizes = [math.prod(shape) for shape in meta["layout"]["shapes"]]
+    entries = [entry for entry in meta["members"] if entry["status"] == "done"]
+    if not entries:
+        raise UsageError(f"{folder} holds no finished member.")
+    return EnsemblePosterior(
+        [int(entry["id"]) for entry in entries],
+        [_read_member(folder, entry, sum(sizes)) for entry in entries],
+        int(meta["num_draws"]),
+        int(meta["draw_seed"]),
+    )
+
+
+def read_checked(folder: Path, file: str, expected_sha256: str) -> dict[str, Tensor]:
+    """The tensors of one safetensors file inside `folder`, if its hash is the recorded one."""
+    path = folder / file
+    if path.parent != folder or not path.is_file():
+        raise UsageError(f"{path} is missing: the posterior is damaged.")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected_sha256:
+        raise UsageError(
+            f"{path} does not match its recorded SHA-256: it was changed or is damaged. It is not loaded."
+        )
+    return load(content)
+
+
+def _read_member(folder: Path, entry: Mapping[str, Any], num_params: int) -> MemberPosterior:
+    cls = resolve(entry["_target_"], MemberPosterior, key=f"members[{entry['id']}]")
+    member = cls.from_tensors(read_checked(folder, entry["file"], entry["sha256"]))
+    if member.num_params != num_params:
+        raise UsageError(
+            f"{folder / entry['file']} holds {member.num_params} parameters, the architecture has {num_params}."
+        )
+    return member
+
+
+@contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{folder / 'posterior.json'} is damaged: {type(error).__name__} {error}."
+        ) from error
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{folder} is damaged: {error}") from error

@@ -1,0 +1,116 @@
+"""The potential of a stack: the one place where data, likelihood and prior meet, and where N scales them.
+
+Shape letters: M members, P parameters of one member, B batch, O outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bdl_train.likelihoods import PREFIX, Likelihood
+from bdl_train.priors import BoundGaussian, BoundPrior, Prior, join
+from bdl_train.stack import Layout, StackedNetwork
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples.
+
+    Attributes:
+        x: `[M, B, ...]`, or `[B, ...]` when `shared`.
+        y: `[M, B]`, or `[B]` when `shared`.
+        index: Which training examples these are, `[M, B]` (or `[B]`), positions in the training part.
+        shared: Every member sees the same examples.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Potential:
+    """potential(θ) = −(1/B) Σ_batch log p(y|x,θ) − (1/N) log p(θ), in nats per example, for each member.
+
+    N · potential is an unbiased estimate of the negative log joint. Members are never averaged: the gradient of
+    the sum over members is, member by member, the gradient each would have had alone.
+
+    Attributes:
+        network: The architecture's forward pass.
+        likelihood: p(y | outputs).
+        prior: Over the flat vector, the likelihood's parameters included.
+        num_data: N, training examples (not augmented views).
+        layout: Of the flat vector.
+    """
+
+    network: StackedNetwork
+    likelihood: Likelihood
+    prior: BoundPrior
+    num_data: int
+    layout: Layout
+
+    def __call__(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, train: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The potential `[M]` of parameters `flat` `[M, P]`, and the buffers after the pass."""
+        log_lik_MB, new_buffers = self.log_likelihood(flat, buffers, batch, train=train)
+        return self._of(flat, -log_lik_MB.mean(-1)), new_buffers
+
+    def _of(self, flat: Tensor, nll_M: Tensor) -> Tensor:
+        return nll_M - self.prior.log_prob(flat) / self.num_data
+
+    def log_likelihood(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, train: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """log p(y|x,θ) of every example, `[M, B]` in nats, and the buffers after the pass."""
+        params = self.layout.unflatten(flat)
+        outputs, new_buffers = self.network(params, buffers, batch.x, train=train, shared=batch.shared)
+        y = batch.y.expand(outputs.shape[:-1]) if batch.shared else batch.y
+        return self.likelihood.log_prob(outputs, y, params), new_buffers
+
+    def value_and_grad(self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> "Gradient":
+        """The potential and its gradient at `flat` `[M, P]`, in train mode."""
+        leaf = flat.detach().requires_grad_(True)
+        log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
+        nll_M = -log_lik_MB.mean(-1)
+        value_M = self._of(leaf, nll_M)
+        (grad_MP,) = torch.autograd.grad(value_M.sum(), leaf)
+        return Gradient(
+            value_M.detach(),
+            nll_M.detach(),
+            grad_MP,
+            {name: buffer.detach() for name, buffer in new_buffers.items()},
+        )
+
+
+class Gradient(NamedTuple):
+    """What one gradient evaluation gives.
+
+    Attributes:
+        potential: `[M]`, nats per example.
+        nll: `[M]`, its likelihood part: mean negative log likelihood of the batch.
+        grad: `[M, P]`, of the potential.
+        buffers: `[M, ...]` each, after the pass.
+    """
+
+    potential: Tensor
+    nll: Tensor
+    grad: Tensor
+    buffers: dict[str, Tensor]
+
+
+def joint_prior(prior: Prior, likelihood: Likelihood, layout: Layout, members: list[int]) -> BoundPrior:
+    """The prior over a whole flat vector: the configured one for weights, the likelihood's own for its parameters."""
+    weights = [name for name in layout.names if not name.startswith(PREFIX)]
+    bound = prior.bind(layout.select(weights), members)
+    extra = likelihood.params()
+    if not extra:
+        return bound
+    means = torch.tensor([mean for _, mean, _ in extra.values()])
+    stds = torch.tensor([std for _, _, std in extra.values()])
+    own = BoundGaussian(means, stds)
+    return join([(bound, layout.columns(weights)), (own, layout.columns([PREFIX + name for name in extra]))])

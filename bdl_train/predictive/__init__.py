@@ -1,0 +1,1 @@
+"""The posterior predictive: streaming statistics, mixtures, and the pass over data."""

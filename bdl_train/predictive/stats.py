@@ -1,0 +1,173 @@
+"""Predictive statistics that merge: components may come in any order, from any worker.
+
+Shape letters: C components of a chunk, B rows, K classes.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy in nats over the last axis, with 0 log 0 = 0."""
+    return torch.special.entr(probs).sum(-1)
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """Sums over weighted categorical components of the same rows. `merge` joins disjoint components.
+
+    Attributes:
+        weight: Total weight so far; 1 when every component is in.
+        probs: `[B, K]` float64, sum of w·p: probabilities are averaged, never logits.
+        expected_entropy: `[B]` float64, sum of w·H(p), nats.
+        log_score: `[B]` float64, log of the sum of w·p(y); −inf without targets.
+    """
+
+    weight: float
+    probs: Tensor
+    expected_entropy: Tensor
+    log_score: Tensor
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(
+            self.weight + other.weight,
+            self.probs + other.probs,
+            self.expected_entropy + other.expected_entropy,
+            torch.logaddexp(self.log_score, other.log_score),
+        )
+
+    @property
+    def mean_probs(self) -> Tensor:
+        """`[B, K]`, the mixture's probabilities."""
+        return self.probs / self.weight
+
+    @property
+    def total(self) -> Tensor:
+        """Predictive entropy `[B]`, nats."""
+        return entropy(self.mean_probs)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """Expected entropy `[B]`, nats."""
+        return self.expected_entropy / self.weight
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Mutual information of label and weights `[B]`, nats: total − aleatoric, at least 0."""
+        return (self.total - self.aleatoric).clamp(min=0)
+
+    @property
+    def nll(self) -> Tensor:
+        """−log of the mixture's probability of the target, `[B]` nats."""
+        return math.log(self.weight) - self.log_score
+
+
+@dataclass(frozen=True)
+class NumberStats:
+    """Moments over weighted numeric components of the same rows. `merge` joins disjoint components.
+
+    Attributes:
+        weight: Total weight so far.
+        mean: `[B]` float64, weighted mean of the component means.
+        sum_sq_dev: `[B]` float64, weighted squared deviations of the component means (Welford, Chan et al. 1979).
+        expected_variance: `[B]` float64, sum of w·variance.
+        log_score: `[B]` float64, log of the sum of w·p(y); −inf without targets.
+    """
+
+    weight: float
+    mean: Tensor
+    sum_sq_dev: Tensor
+    expected_variance: Tensor
+    log_score: Tensor
+
+    def merge(self, other: Self) -> Self:
+        weight = self.weight + other.weight
+        delta = other.mean - self.mean
+        return type(self)(
+            weight,
+            self.mean + delta * (other.weight / weight),
+            self.sum_sq_dev + other.sum_sq_dev + delta.square() * (self.weight * other.weight / weight),
+            self.expected_variance + other.expected_variance,
+            torch.logaddexp(self.log_score, other.log_score),
+        )
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """Mean of the component variances `[B]`."""
+        return self.expected_variance / self.weight
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Variance of the component means `[B]`. Population variance: the components are the whole mixture."""
+        return self.sum_sq_dev / self.weight
+
+    @property
+    def total(self) -> Tensor:
+        """Variance of the mixture `[B]`, by the law of total variance."""
+        return self.aleatoric + self.epistemic
+
+    @property
+    def nll(self) -> Tensor:
+        """−log of the mixture's density of the target, `[B]` nats."""
+        return math.log(self.weight) - self.log_score
+
+
+PredictiveStats = ClassStats | NumberStats
+
+
+@singledispatch
+def stats_of(components: Distribution, log_weights: Tensor, y: Tensor | None) -> PredictiveStats:
+    """Statistics of one chunk of components.
+
+    Args:
+        components: Batch shape `[C, B]`.
+        log_weights: `[C]`.
+        y: Targets `[B]`, or None when there are none.
+    """
+    w_C = log_weights.double().exp()
+    mean_CB = components.mean.double()
+    weight = w_C.sum()
+    mean_B = (w_C @ mean_CB) / weight
+    return NumberStats(
+        float(weight),
+        mean_B,
+        w_C @ (mean_CB - mean_B).square(),
+        w_C @ components.variance.double(),
+        _log_score(components, log_weights, y, mean_B),
+    )
+
+
+@stats_of.register
+def _(components: Categorical, log_weights: Tensor, y: Tensor | None) -> ClassStats:
+    return _class_stats(components.probs, components, log_weights, y)
+
+
+@stats_of.register
+def _(components: Bernoulli, log_weights: Tensor, y: Tensor | None) -> ClassStats:
+    p = components.probs
+    return _class_stats(torch.stack([1 - p, p], dim=-1), components, log_weights, y)
+
+
+def _class_stats(
+    probs: Tensor, components: Distribution, log_weights: Tensor, y: Tensor | None
+) -> ClassStats:
+    w_C = log_weights.double().exp()
+    mean_BK = torch.einsum("c,cbk->bk", w_C, probs.double())
+    expected_B = w_C @ entropy(probs).double()
+    return ClassStats(
+        float(w_C.sum()), mean_BK, expected_B, _log_score(components, log_weights, y, expected_B)
+    )
+
+
+def _log_score(components: Distribution, log_weights: Tensor, y: Tensor | None, like: Tensor) -> Tensor:
+    if y is None:
+        return torch.full_like(like, -torch.inf)
+    log_prob_CB = components.log_prob(y).double()
+    # A NaN component must show: logsumexp keeps it.
+    return torch.logsumexp(log_prob_CB + log_weights.double()[:, None], dim=0)

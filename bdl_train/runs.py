@@ -1,0 +1,272 @@
+"""The run directory: its layout, atomic writes, the lock with its heartbeat, and the event files.
+
+Everything a verb knows about a run it reads here. Standard library only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bdl_train.errors import UsageError
+
+HEARTBEAT_S = 5.0
+STALE_S = 30.0
+"""A lock whose heartbeat is older than this belongs to a process that is gone."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run directory."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: str, experiment: str) -> "RunDir":
+        """Make a new, empty run directory `<output_dir>/<experiment>/<timestamp>-<6 hex>`."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        path = Path(output_dir) / experiment / f"{stamp}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(
+                f"The run directory {path} cannot be made ({error.strerror}): change output_dir."
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path, *, key: str = "run") -> "RunDir":
+        """An existing run directory.
+
+        Raises:
+            UsageError: it does not exist or holds no run.
+        """
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise UsageError(f"{key}={path} is not a directory. `bdl runs` lists the runs.")
+        if not run.config.is_file():
+            raise UsageError(f"{key}={path} holds no run: {run.config.name} is missing.")
+        return run
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def posterior(self) -> Path:
+        return self.path / "posterior"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "STOP"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock.json"
+
+    def stack(self, stack_id: str) -> Path:
+        return self.path / "stacks" / stack_id
+
+    def evaluation(self, name: str) -> Path:
+        return self.path / "evaluation" / name
+
+    def status(self) -> str:
+        """`complete`, `partial` or `failed` from the manifest, else `running` or `interrupted` from the lock."""
+        if self.manifest.is_file():
+            return str(read_json(self.manifest)["status"])
+        return "running" if lock_is_held(self.lock) else "interrupted"
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and ((path / "plan.json").is_file() or (path / "stacks").is_dir())
+
+
+def find_runs(root: str | Path) -> list[RunDir]:
+    """All run directories below `root`, oldest first."""
+    found = {path.parent for path in Path(root).rglob("config.yaml") if is_run(path.parent)}
+    return [RunDir(path) for path in sorted(found, key=lambda path: (path.name, str(path)))]
+
+
+def to_json(value: Any) -> Any:
+    """A value that strict JSON can hold: NaN and infinities become null, paths and enums their text."""
+    if isinstance(value, Mapping):
+        return {str(name): to_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "item") and getattr(value, "size", getattr(value, "numel", lambda: 1)()) == 1:
+        return to_json(value.item())
+    return str(value)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: into a temporary neighbour, to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict, indented JSON atomically."""
+    write_bytes(path, (json.dumps(to_json(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UsageError: missing or not JSON; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing: the run is unfinished or damaged.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}. The run directory is damaged.") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- lock -----------------------------------------------------------------------------------------------------
+
+
+def lock_is_held(path: Path) -> bool:
+    """Whether a living process holds the lock: its heartbeat is fresh, or it runs on this machine."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    if stored["host"] == socket.gethostname() and not _is_alive(stored["pid"]):
+        return False
+    return time.time() - stored["heartbeat"] < STALE_S
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the run's lock, with a heartbeat from a thread.
+
+    Raises:
+        UsageError: another living process holds it.
+    """
+    if lock_is_held(run.lock):
+        holder = read_json(run.lock)
+        raise UsageError(
+            f"{run.path} is in use by process {holder['pid']} on {holder['host']}: wait for it, or stop it first."
+        )
+    done = threading.Event()
+
+    def beat() -> None:
+        while True:
+            write_json(run.lock, {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()})
+            if done.wait(HEARTBEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        run.lock.unlink(missing_ok=True)
+
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+class EventWriter:
+    """The append-only event file of one stack; one writer. A line: {time, member, step, key, value}."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A killed writer may leave half a line; what follows must not be glued to it.
+        torn = path.is_file() and path.stat().st_size > 0 and not _ends_with_newline(path)
+        self._file = path.open("a", buffering=1 << 16)
+        if torn:
+            self._file.write("\n")
+
+    def write(self, key: str, values: Iterable[tuple[int | None, Any]], *, step: int) -> None:
+        """Append one event per (member, value); member None speaks of the whole stack."""
+        now = round(time.time(), 3)
+        for member, value in values:
+            event = {"time": now, "member": member, "step": step, "key": key, "value": to_json(value)}
+            self._file.write(json.dumps(event, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+class EventReader:
+    """Follows the event files below a run's `stacks/`; each `read` gives what is new, whole lines only."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._offsets: dict[Path, int] = {}
+
+    def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (stack id, event) for every line written since the last call; damaged lines are skipped."""
+        for path in sorted(self._run.path.glob("stacks/*/events.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                block = file.read()
+            end = block.rfind(b"\n") + 1
+            self._offsets[path] = self._offsets.get(path, 0) + end
+            for line in block[:end].splitlines():
+                try:
+                    yield path.parent.name, json.loads(line)
+                except ValueError:
+                    continue

@@ -1,0 +1,1 @@
+"""Training one stack with Lightning. Works without Ray, Hydra and wandb."""

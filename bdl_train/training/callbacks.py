@@ -1,0 +1,108 @@
+"""What happens around the steps of a stack: events, checkpoints, and stopping on request."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from bdl_train.runs import EventWriter
+from bdl_train.training.checkpoints import save_checkpoint
+from bdl_train.training.member_stack import MemberStack
+
+PROGRESS_EVERY_S = 0.5
+CURVE_POINTS = 200
+"""Most points of a learning curve that are written, over the whole run."""
+
+
+class WriteEvents(pl.Callback):
+    """Appends progress twice a second, and each member's curves at about 200 epochs of the run.
+
+    Args:
+        events: The stack's event file.
+        members: Ensemble indices of the stack's members.
+        num_steps: Of the whole run.
+    """
+
+    def __init__(self, events: EventWriter, members: list[int], num_steps: int, max_epochs: int) -> None:
+        self._events, self._members, self._num_steps = events, members, num_steps
+        self._every = max(1, max_epochs // CURVE_POINTS)
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._progress(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if time.monotonic() - self._last >= PROGRESS_EVERY_S:
+            self._progress(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, MemberStack)
+        if not pl_module.at_epoch_end or (pl_module.epoch % self._every and not trainer.should_stop):
+            return
+        step = pl_module.state.step
+        alive = pl_module.state.active.tolist()
+        loss = (pl_module.nll_sum / max(1, pl_module.num_logged)).tolist()
+        self._write("train/nll", loss, alive, step)
+        if pl_module.val_nll is not None:
+            self._write("val/nll", pl_module.val_nll.tolist(), alive, step)
+            self._events.write("val/stack_nll", [(None, pl_module.val_ensemble_nll)], step=step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._progress(pl_module)
+
+    def _write(self, key: str, values: list[float], alive: list[bool], step: int) -> None:
+        rows = zip(self._members, values, alive, strict=True)
+        self._events.write(key, [(member, value) for member, value, is_alive in rows if is_alive], step=step)
+
+    def _progress(self, module: pl.LightningModule) -> None:
+        assert isinstance(module, MemberStack)
+        self._last = time.monotonic()
+        state = module.state
+        sums = module.nll_sum[state.active]
+        loss = float(sums.mean()) / module.num_logged if module.num_logged and len(sums) else None
+        value = {
+            "step": state.step,
+            "num_steps": self._num_steps,
+            "active": int(state.active.sum()),
+            "failed": int(state.failed.sum()),
+            "nll": loss,
+        }
+        self._events.write("progress", [(None, value)], step=state.step)
+        self._events.flush()
+
+
+class Checkpoint(pl.Callback):
+    """Saves every `every_s` seconds and when a stop was requested.
+
+    Args:
+        folder: Of the stack.
+        content: What to save, called at the time.
+        stop_file: Its existence asks for a stop; it is looked for after each call of K steps.
+    """
+
+    def __init__(
+        self, folder: Path, content: Callable[[], dict[str, Any]], every_s: float, stop_file: Path
+    ) -> None:
+        self._folder, self._content, self._every_s, self._stop_file = folder, content, every_s, stop_file
+        self._last = time.monotonic()
+        self.stopped = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        # At the end of an epoch the save waits for the validation, which belongs to the epoch's state.
+        assert isinstance(pl_module, MemberStack)
+        if not pl_module.at_epoch_end:
+            self._maybe_save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.stopped:
+            self._maybe_save(trainer)
+
+    def _maybe_save(self, trainer: pl.Trainer) -> None:
+        if self._stop_file.exists():
+            self.stopped = True
+            trainer.should_stop = True
+        if self.stopped or time.monotonic() - self._last >= self._every_s:
+            save_checkpoint(self._folder, self._content())
+            self._last = time.monotonic()

@@ -1,0 +1,55 @@
+"""Checkpoints of a stack: whole, atomic, and loaded without unpickling code."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bdl_train.runs import write_bytes
+
+log = logging.getLogger(__name__)
+
+LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them; the checkpoint before is kept beside it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    latest = folder / LATEST
+    if latest.is_file():
+        latest.replace(folder / PREVIOUS)
+    write_bytes(latest, buffer.getvalue())
+
+
+def load_checkpoint(
+    folder: Path, identity: dict[str, Any], device: torch.device | str
+) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read and belongs to this work, or None.
+
+    Args:
+        folder: Of the stack.
+        identity: What the checkpoint must have recorded under `identity` (members, attempt, N ...).
+        device: Where its tensors go.
+    """
+    for name in (LATEST, PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # a truncated zip, a bad pickle, a refused type: each has its own class
+            log.warning("%s cannot be read (%s): falling back to the checkpoint before it", path, error)
+            continue
+        if content.get("identity") == identity:
+            return content
+        log.warning("%s belongs to other settings: it is not used", path)
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """A finished stack needs none."""
+    for name in (LATEST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""The LightningModule of one stack: hands batches to the method, and aggregates what the members predict.
+
+Shape letters: M members, N training examples, B batch, K steps of one call.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from bdl_train.inference import Method, State, StepLog
+from bdl_train.likelihoods import PREFIX
+from bdl_train.potential import Batch
+from bdl_train.predictive.stats import PredictiveStats, stats_of
+from bdl_train.specs import InputSpec
+from bdl_train.training.early_stopping import EarlyStopping
+from bdl_train.training.feed import StepFeed
+from bdl_train.training.problem import DevicePart
+
+log = logging.getLogger(__name__)
+
+
+class RowTiles:
+    """The rows of a part as slices of at most `size`."""
+
+    def __init__(self, num_rows: int, size: int) -> None:
+        self._slices = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __iter__(self) -> Iterator[slice]:
+        return iter(self._slices)
+
+
+class MemberStack(pl.LightningModule):
+    """Trains the members of one stack side by side, under manual optimisation.
+
+    Steps are counted in the method's state: `trainer.global_step` means nothing here.
+
+    Attributes:
+        state: The method's state.
+        nll_sum, num_logged: Training NLL `[M]` summed over the steps of the current epoch, and their number.
+        val_nll: Mean validation NLL of each member `[M]` after the last epoch, nats; None before the first.
+        val_ensemble_nll: The same of the mixture of the stack's active members.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any],
+        state: State,
+        feed: StepFeed,
+        inputs: InputSpec,
+        train: DevicePart,
+        val: DevicePart,
+        *,
+        tile_rows: int,
+        early_stopping: EarlyStopping | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.method, self.state, self.feed, self.inputs = method, state, feed, inputs
+        self.train_part, self.val_part = train, val
+        self.early_stopping = early_stopping
+        self.tile_rows = tile_rows
+        self.nll_sum = torch.zeros(state.stack.num_members, dtype=torch.float64, device=train.y.device)
+        self.num_logged = 0
+        self.val_nll: Tensor | None = None
+        self.val_ensemble_nll: float | None = None
+        self._uses_torch_dropout = any(
+            isinstance(one, nn.modules.dropout._DropoutNd)
+            for one in state.potential.network.template.modules()
+        )
+        if self._uses_torch_dropout:
+            log.warning(
+                "torch.nn dropout: its masks depend on the stack, so a member alone differs from one in a stack"
+            )
+        self._val_sums: list[tuple[Tensor, PredictiveStats | None]] = []
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished, by the method's own count."""
+        return self.state.step // self.feed.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.state.step % self.feed.steps_per_epoch == 0
+
+    def configure_optimizers(self) -> None:
+        """The method owns its optimiser; Lightning's clipping and accumulation would mix members."""
+
+    def train_dataloader(self) -> StepFeed:
+        return self.feed
+
+    def val_dataloader(self) -> RowTiles:
+        return RowTiles(len(self.val_part.y), self.tile_rows)
+
+    def on_train_epoch_start(self) -> None:
+        self.nll_sum.zero_()
+        self.num_logged = 0
+
+    def training_step(self, index_KMB: Tensor, batch_idx: int) -> None:
+        """Take K steps. One call of Lightning for several steps: its own work would otherwise be half of the time."""
+        with torch.random.fork_rng(enabled=self._uses_torch_dropout):
+            self._steps(index_KMB)
+
+    def _steps(self, index_KMB: Tensor) -> None:
+        part, dtype = self.train_part, self.state.stack.flat.dtype
+        for index_MB in index_KMB.to(part.y.device):
+            if self._uses_torch_dropout:
+                # torch's own dropout draws from the global generator: its masks follow (stack, step) alone.
+                torch.manual_seed((self.feed.seeds[0] + self.state.step) & ((1 << 63) - 1))
+            batch = Batch(self.inputs.prepare(part.x[index_MB], dtype), part.y[index_MB], index_MB)
+            self._note(self.method.step(self.state, batch))
+
+    def _note(self, log: StepLog) -> None:
+        self.nll_sum += log.nll
+        self.num_logged += 1
+
+    def validation_step(self, rows: slice, batch_idx: int) -> None:
+        stack, potential = self.state.stack, self.state.potential
+        x = self.inputs.prepare(self.val_part.x[rows], stack.flat.dtype)
+        y = self.val_part.y[rows]
+        params = stack.params
+        outputs, _ = potential.network(params, stack.buffers, x, train=False, shared=True)
+        log_prob_MB = potential.likelihood.log_prob(outputs, y.expand(outputs.shape[:-1]), params)
+        # Members that diverged are no components of the mixture.
+        valid = ~self.state.failed
+        mixture = None
+        if bool(valid.any()):
+            of_valid = {name: params[name][valid] for name in params if name.startswith(PREFIX)}
+            components = potential.likelihood.distribution(outputs[valid], of_valid)
+            log_weights = torch.full_like(outputs[valid, 0, 0], -math.log(int(valid.sum())))
+            mixture = stats_of(components, log_weights, y)
+        self._val_sums.append((log_prob_MB.double().sum(1), mixture))
+
+    def on_validation_epoch_end(self) -> None:
+        num_val = len(self.val_part.y)
+        self.val_nll = -reduce(Tensor.add, [log_prob for log_prob, _ in self._val_sums]) / num_val
+        mixtures = [stats.nll.sum() for _, stats in self._val_sums if stats is not None]
+        self.val_ensemble_nll = float(sum(mixtures)) / num_val if mixtures else None
+        self._val_sums = []
+        # A stop in the middle of an epoch also validates; it must not count, or a resumed run would differ.
+        if self.early_stopping is not None and self.at_epoch_end:
+            self.early_stopping.update(self.state, self.val_nll, self.epoch)
+        if not bool(self.state.active.any()):
+            self.trainer.should_stop = True

@@ -1,0 +1,152 @@
+"""From a resolved config and a data set to the problem of one stack."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdl_train.build import build
+from bdl_train.data import Data, Part
+from bdl_train.errors import UsageError
+from bdl_train.inference import Method, Problem, Setting
+from bdl_train.inference._optimizer import optimizer_from
+from bdl_train.likelihoods import PREFIX, Likelihood
+from bdl_train.models import Architecture, architecture_from
+from bdl_train.potential import Potential, joint_prior
+from bdl_train.priors import Prior
+from bdl_train.schedulers import Schedule
+from bdl_train.seeds import Stream, member_seed, run_seed
+from bdl_train.stack import Layout, StackedNetwork, build_stack, choose_executor
+from bdl_train.training.settings import TrainerSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The choices of a run as objects, checked against each other and against the data."""
+
+    architecture: Architecture
+    likelihood: Likelihood
+    prior: Prior
+    method: Method[Any]
+    schedule: Schedule
+    trainer: TrainerSettings
+    optimizer: Mapping[str, Any]
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], data: Data) -> "Recipe":
+        """Build and check everything that can be checked before a worker starts.
+
+        Raises:
+            UsageError: any setting that is wrong in itself or does not fit the others.
+        """
+        recipe = cls(
+            architecture=architecture_from(config["model"]),
+            likelihood=build(config["likelihood"], Likelihood, key="likelihood"),
+            prior=build(config["prior"], Prior, key="prior"),
+            method=build(config["inference"], Method, key="inference"),
+            schedule=build(config["scheduler"], Schedule, key="scheduler"),
+            trainer=build(config["trainer"], TrainerSettings, key="trainer"),
+            optimizer=config["optimizer"],
+            batch_size=config["data"]["batch_size"],
+            seed=config["seed"],
+        )
+        recipe.likelihood.check(data.target)
+        recipe.architecture.check(data.inputs)
+        optimizer_from(recipe.optimizer)
+        recipe.method.check(
+            Setting(
+                recipe.prior,
+                recipe.likelihood,
+                recipe.trainer.max_epochs,
+                recipe.steps_per_epoch(len(data.train)),
+            )
+        )
+        if recipe.method.early_stopping is not None and len(data.val) == 0:
+            raise UsageError(
+                "Early stopping needs a validation part: set data.val_fraction above 0, or inference.patience=null."
+            )
+        with torch.random.fork_rng(devices=[]):
+            network = recipe.make_network(data)
+        layout = Layout.of({name: tensor.detach() for name, tensor in network.named_parameters()})
+        recipe.method.check_prior(recipe.prior.bind(layout, [0]))
+        if recipe.method.needs_per_example_likelihood and _mixes_examples(network):
+            raise UsageError(
+                f"inference={type(recipe.method).__name__.lower()} needs a likelihood per example, which batch norm in "
+                "train mode is not: use model.norm=group or model.norm=filter_response."
+            )
+        return recipe
+
+    def steps_per_epoch(self, num_data: int) -> int:
+        return num_data // min(self.batch_size, num_data)
+
+    def make_network(self, data: Data) -> nn.Module:
+        """One freshly initialised network, under the global generator as it stands."""
+        return self.architecture.network(data.inputs, self.likelihood.num_outputs(data.target))
+
+    def problem(
+        self, data: Data, members: Sequence[int], attempt: int, device: torch.device
+    ) -> tuple[Problem, str]:
+        """The problem of one stack, and the reason for its executor."""
+        extra = {
+            PREFIX + name: torch.tensor(start) for name, (start, _, _) in self.likelihood.params().items()
+        }
+        seeds = [member_seed(self.seed, m, Stream.INIT, attempt) for m in members]
+        dtype = self.trainer.dtype
+        template, stack = build_stack(lambda: self.make_network(data), seeds, extra_params=extra, dtype=dtype)
+        prior = joint_prior(self.prior, self.likelihood, stack.layout, list(members)).to(device, dtype)
+        stack = stack.to(device)
+        if self.prior.starts_members:
+            weights = [name for name in stack.layout.names if not name.startswith(PREFIX)]
+            bound = self.prior.bind(stack.layout.select(weights), list(members))
+            for m, seed in enumerate(seeds):
+                draw = bound.sample(1, torch.Generator().manual_seed(seed))[0]
+                stack.flat[m, stack.layout.columns(weights)] = (draw[m] if bound.lead else draw).to(
+                    device, dtype
+                )
+        sample = torch.from_numpy(data.train.x[: min(len(data.train), 4)]).to(device)
+        executor, reason = choose_executor(
+            template.to(device), stack, data.inputs.prepare(sample, dtype), self.trainer.executor
+        )
+        potential = Potential(
+            StackedNetwork(template, executor), self.likelihood, prior, len(data.train), stack.layout
+        )
+        steps_per_epoch = self.steps_per_epoch(len(data.train))
+        problem = Problem(
+            stack=stack,
+            potential=potential,
+            make_optimizer=optimizer_from(self.optimizer),
+            schedule=self.schedule,
+            steps_per_epoch=steps_per_epoch,
+            num_steps=self.trainer.max_epochs * steps_per_epoch,
+            noise_seeds=[member_seed(self.seed, m, Stream.NOISE, attempt) for m in members],
+            clip_norm=self.trainer.clip_norm,
+        )
+        return problem, f"{executor}: {reason}"
+
+
+def split_seed(config: Mapping[str, Any]) -> int:
+    """The seed of the run's random splits."""
+    return run_seed(config["seed"], Stream.SPLIT) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class DevicePart:
+    """One part of the data on a device: `x` `[N, ...]` as stored, `y` `[N]`."""
+
+    x: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(cls, part: Part, device: torch.device, dtype: torch.dtype) -> "DevicePart":
+        y = torch.from_numpy(part.y)
+        return cls(
+            torch.from_numpy(part.x).to(device), y.to(device, dtype if y.is_floating_point() else y.dtype)
+        )
+
+
+def _mixes_examples(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

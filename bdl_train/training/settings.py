@@ -1,0 +1,40 @@
+"""The `trainer` config group."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+Precision = Literal["32-true", "64-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How a stack is trained.
+
+    float16 is not offered: its range makes mutual information NaN and needs loss scaling per member.
+
+    Attributes:
+        max_epochs: Passes over the training part.
+        precision: Of weights and arithmetic, in Lightning's words.
+        accelerator: `auto` uses a GPU where the plan gives the stack one.
+        executor: How the members of a stack run: one batched call, or one after another.
+        compile: Compile the gradient step with torch.compile.
+        clip_norm: Largest gradient norm of one member; null = no clipping.
+        steps_per_call: Optimiser steps handed over in one Lightning batch.
+        checkpoint_every_s: Seconds between checkpoints.
+    """
+
+    max_epochs: Annotated[int, Field(ge=1)]
+    precision: Precision
+    accelerator: Literal["auto", "cpu", "gpu"]
+    executor: Literal["auto", "vmap", "loop"]
+    compile: bool
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    steps_per_call: Annotated[int, Field(ge=1)]
+    checkpoint_every_s: Annotated[float, Field(ge=0)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "64-true" else torch.float32

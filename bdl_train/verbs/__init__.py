@@ -1,0 +1,1 @@
+"""The verbs of the `bdl` command, a short module each."""
