@@ -4,11 +4,9 @@ import argparse
 import importlib
 import logging
 import os
-import select
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +15,11 @@ from typing import Any, NoReturn
 from bdl_train import __version__, manual
 from bdl_train.build import allowing
 from bdl_train.config import Options, compose, expand_multirun, to_yaml
-from bdl_train.errors import Exit, RunFailedError, UsageError, nearest, unknown_choice
+from bdl_train.errors import WORSE, Exit, UsageError, guarded, nearest, unknown_choice
 
 LOG_ENV = "BDL_LOG"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
-# Of several jobs the worst decides, in this order: a stopped multirun has to be taken up again whatever else
-# happened, wrong usage is to be mended by hand, a failure weighs more than a partial run.
-WORSE = (Exit.DONE, Exit.PARTIAL, Exit.FAILED, Exit.USAGE, Exit.STOPPED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = [word for word in words if word in manual.verb_names()]
     label = f"bdl {named[0]}" if named else "bdl"
     try:
-        status = _guarded(label, lambda: _logged(words))
+        status = guarded(label, lambda: _logged(words))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output is gone (`bdl runs | head`). Nothing is left to say, at exit neither.
@@ -108,40 +103,11 @@ def _run_each(module: ModuleType, options: Options, configs: list[dict[str, Any]
             multirun_index=index,
             jobs=options.jobs,
         )
-        status = _guarded(label, lambda config=config, one=one: Exit(module.run(config, one)))
+        status = guarded(label, lambda config=config, one=one: Exit(module.run(config, one)))
         worst = max(worst, status, key=WORSE.index)
         if status is Exit.STOPPED:
             break
     return worst
-
-
-def _guarded(label: str, action: Callable[[], Exit]) -> Exit:
-    """The status of an action; what it raises becomes a message on stderr and the status that this means."""
-    try:
-        return action()
-    except UsageError as error:
-        print(f"{label}: {error}", file=sys.stderr)
-        return Exit.USAGE
-    except RunFailedError as error:
-        print(f"{label}: {error}", file=sys.stderr)
-        return Exit.FAILED
-    except KeyboardInterrupt:
-        print(f"{label}: interrupted.", file=sys.stderr)
-        return Exit.STOPPED
-    except BrokenPipeError:
-        if _stdout_is_gone():
-            raise
-        traceback.print_exc()
-        return Exit.FAILED
-    except Exception:
-        traceback.print_exc()
-        return Exit.FAILED
-
-
-def _stdout_is_gone() -> bool:
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return bool(poll.poll(0))
 
 
 def _allowed(config: dict[str, Any]) -> list[str]:

@@ -1,7 +1,10 @@
 """The errors that reach a user, and the exit status each one means."""
 
 import difflib
-from collections.abc import Iterable
+import select
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 
@@ -13,6 +16,11 @@ class Exit(IntEnum):
     USAGE = 2
     PARTIAL = 3
     STOPPED = 75
+
+
+# Of several jobs the worst decides, in this order: a stopped multirun has to be taken up again whatever else
+# happened, wrong usage is to be mended by hand, a failure weighs more than a partial run.
+WORSE = (Exit.DONE, Exit.PARTIAL, Exit.FAILED, Exit.USAGE, Exit.STOPPED)
 
 
 class UsageError(ValueError):
@@ -33,3 +41,32 @@ def unknown_choice(what: str, word: str, choices: Iterable[str]) -> str:
     """One sentence for an unknown choice: what came, the nearest spelling, and the list."""
     listed = sorted(choices)
     return f"Unknown {what} '{word}'.{nearest(word, listed)} Choose one of: {', '.join(listed)}."
+
+
+def guarded(label: str, action: Callable[[], Exit]) -> Exit:
+    """The status of an action; what it raises becomes a message on stderr and the status that this means."""
+    try:
+        return action()
+    except UsageError as error:
+        print(f"{label}: {error}", file=sys.stderr)
+        return Exit.USAGE
+    except RunFailedError as error:
+        print(f"{label}: {error}", file=sys.stderr)
+        return Exit.FAILED
+    except KeyboardInterrupt:
+        print(f"{label}: interrupted.", file=sys.stderr)
+        return Exit.STOPPED
+    except BrokenPipeError:
+        if _stdout_is_gone():
+            raise
+        traceback.print_exc()
+        return Exit.FAILED
+    except Exception:
+        traceback.print_exc()
+        return Exit.FAILED
+
+
+def _stdout_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))

@@ -13,8 +13,8 @@ import pytest
 
 import bdl_train.verbs
 from bdl_train.build import allowed_packages
-from bdl_train.cli import WORSE, main
-from bdl_train.errors import Exit
+from bdl_train.cli import main
+from bdl_train.errors import WORSE, Exit
 
 TRAIN = '''"""Train something for the test.
 

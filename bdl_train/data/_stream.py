@@ -152,6 +152,7 @@ def _csv_options(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
         "keep_default_na": False,
         "na_values": sorted(MARKERS),
         "skipinitialspace": True,
+        "skip_blank_lines": len(names) > 1,  # in a single column a blank line is a missing value
         "encoding": "utf-8-sig",
     }
 

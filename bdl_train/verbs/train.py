@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ import yaml
 from bdl_train.build import build
 from bdl_train.config import Options, mask_secrets, override_key
 from bdl_train.data import Data
-from bdl_train.data._datamodule import source_from
 from bdl_train.distributed import Job, Launcher
 from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
 from bdl_train.distributed.plan import Plan, plan
-from bdl_train.errors import Exit, UsageError
-from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
+from bdl_train.errors import WORSE, Exit, UsageError, guarded
+from bdl_train.evaluation.compare import show
+from bdl_train.evaluation.evaluate import evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, locked, read_json, write_bytes, write_json
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
-from bdl_train.training.problem import Recipe, split_seed
+from bdl_train.training.problem import Recipe
+from bdl_train.verbs._runs import load_data, read_config
+from bdl_train.verbs.compare import compare_runs
 
 MULTIRUN = True
 
@@ -42,13 +45,41 @@ RESUMABLE = ("resume", "allow", "tracking", "cluster", "trainer.max_epochs")
 
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Train one run."""
-    launcher = None
+    launcher = _launcher(_settings(config, options))
     try:
-        launcher = _launcher(_settings(config, options))
         return train(config, options, launcher)[0]
     finally:
-        if launcher is not None:
+        launcher.close()
+
+
+def run_many(configs: list[dict[str, Any]], options: Options) -> Exit:
+    """Train one run a job, sharing one launcher where the jobs agree on it, then print them side by side."""
+    worst, finished = Exit.DONE, []
+    launchers: dict[str, Launcher] = {}
+    try:
+        for i, (config, words) in enumerate(zip(configs, options.jobs, strict=True)):
+            label = f"[{i + 1}/{len(configs)}] {' '.join(words)}"
+            print(f"\n{label}")
+            one = replace(options, overrides=words, multirun_index=i)
+
+            def job(config: dict[str, Any] = config, one: Options = one) -> Exit:
+                key = repr(config["cluster"])
+                launchers.setdefault(key, _launcher(config))
+                status, run_dir = train(config, one, launchers[key])
+                if run_dir is not None and run_dir.metrics.is_file():
+                    finished.append(run_dir)
+                return status
+
+            status = guarded(f"bdl train {label}", job)
+            worst = max(worst, status, key=WORSE.index)
+            if status is Exit.STOPPED:
+                break
+    finally:
+        for launcher in launchers.values():
             launcher.close()
+    if finished:
+        show(compare_runs(finished, None), f"{len(finished)} of {len(configs)} runs: mean ± standard error over splits")
+    return worst
 
 
 def _launcher(config: Mapping[str, Any]) -> Launcher:
@@ -81,27 +112,9 @@ def _settings(config: dict[str, Any], options: Options) -> dict[str, Any]:
     return {**stored, "resume": config["resume"], "plan_only": False, "check_prior": False}
 
 
-def read_config(run: RunDir) -> dict[str, Any]:
-    """The resolved config of a run. It is untrusted: targets are checked again when they are built."""
-    try:
-        stored = yaml.safe_load(run.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{run.config} cannot be read: {error}") from error
-    if not isinstance(stored, dict):
-        raise UsageError(f"{run.config} is damaged: expected a mapping, got {type(stored).__name__}.")
-    return stored
-
-
-def load_data(config: Mapping[str, Any]) -> Data:
-    """The data set of a config."""
-    node = dict(config["data"])
-    root = node.pop("root")
-    return source_from(node).load(root, split_seed(config))
-
-
 def train(
     config: dict[str, Any], options: Options, launcher: Launcher
-) -> tuple[Exit, RunDir | None, Evaluation | None]:
+) -> tuple[Exit, RunDir | None]:
     """One run from its config to its metrics; everything that can be refused is refused before a worker starts."""
     config = _settings(config, options)
     start = time.monotonic()
@@ -125,7 +138,7 @@ def train(
         the_plan = Plan.from_json(read_json(run.plan))
         if run.manifest.is_file() and run.status() == "complete":
             print(f"{run.path} is complete: nothing to resume.")
-            return Exit.DONE, run, None
+            return Exit.DONE, run
     with locked(run):
         return _train(config, run, the_plan, recipe, data, launcher, start)
 
@@ -142,12 +155,12 @@ def _train(
     data: Data,
     launcher: Launcher,
     start: float,
-) -> tuple[Exit, RunDir, Evaluation | None]:
+) -> tuple[Exit, RunDir]:
     for reason in the_plan.reasons:
         print(f"plan: {reason}")
     if config["plan_only"]:
         print(f"plan written to {run.plan}")
-        return Exit.DONE, run, None
+        return Exit.DONE, run
     if config["check_prior"]:
         from bdl_train.evaluation.prior_check import check_prior
 
@@ -166,7 +179,7 @@ def _train(
         if any(result["status"] == "stopped" for result in results.values()):
             status = "stopped"
             print(f"stopped on request; finish it with: bdl train resume={run.path}")
-            return Exit.STOPPED, run, None
+            return Exit.STOPPED, run
         status = run_status(entries)
         if status != "failed":
             write_posterior(run, config, recipe, data, entries, results)
@@ -188,7 +201,7 @@ def _train(
         )
         show_metrics(f"\n{data.name}: test metrics of {members} ({len(data.test)} rows)", evaluation.metrics)
     print(f"\nrun: {run.path}")
-    return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run, evaluation
+    return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run
 
 
 @contextmanager

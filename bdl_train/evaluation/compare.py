@@ -1,0 +1,114 @@
+"""Runs side by side: runs that differ only in their split are one row, mean ± standard error over splits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+VARIES = ("data.split", "seed", "name", "output_dir", "resume", "allow")
+"""Keys that runs of one row may differ in. Runs of other clusters or trackers are the same experiment too."""
+IGNORED_GROUPS = ("cluster", "tracking")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's resolved config and its flat metrics."""
+
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float | None]
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a config; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row an experiment: the settings in which experiments differ, the number of runs, mean and SE of metrics.
+
+    Args:
+        runs: Finished runs.
+        metrics: Keys to show; None = all that every run has.
+
+    Returns:
+        Columns: differing settings (dotted keys), `runs`, and for each metric `<key>` (mean) and `<key> se`
+        (sample standard deviation / √runs; NaN for one run).
+    """
+    groups: dict[str, list[FinishedRun]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        flat = {key: value for key, value in flatten(run.config).items() if _identifies(key)}
+        label = repr(sorted(flat.items()))
+        groups.setdefault(label, []).append(run)
+        settings[label] = flat
+    keys = sorted({key for flat in settings.values() for key in flat})
+    missing = object()
+    differing = [key for key in keys if len({repr(flat.get(key, missing)) for flat in settings.values()}) > 1]
+    if metrics is None:
+        shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
+    else:
+        shared = list(metrics)
+    rows = []
+    for label, members in groups.items():
+        row: dict[str, Any] = {key: _short(settings[label].get(key)) for key in differing}
+        row["runs"] = len(members)
+        for key in shared:
+            values = np.array([np.nan if run.metrics.get(key) is None else run.metrics[key] for run in members], float)
+            row[key] = values.mean()
+            row[f"{key} se"] = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _identifies(key: str) -> bool:
+    return key not in VARIES and not key.startswith(tuple(f"{group}." for group in IGNORED_GROUPS))
+
+
+def _short(value: Any) -> str:
+    text = "–" if value is None else str(value)
+    return text.rsplit(".", 1)[-1] if text.startswith("bdl_train.") or text.startswith("torch.") else text
+
+
+def to_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with `mean ± se` cells, for people."""
+    shown = pd.DataFrame(index=table.index)
+    for column in table.columns:
+        if column.endswith(" se"):
+            continue
+        if f"{column} se" in table.columns:
+            pairs = zip(table[column], table[f"{column} se"], strict=True)
+            shown[column] = [f"{mean:.3f}" if np.isnan(se) else f"{mean:.3f} ± {se:.3f}" for mean, se in pairs]
+        else:
+            shown[column] = table[column].astype(str)
+    return shown
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """`to_text` as a markdown table."""
+    shown = to_text(table)
+    lines = ["| " + " | ".join(shown.columns) + " |", "|" + " --- |" * len(shown.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def show(table: pd.DataFrame, title: str) -> None:
+    """Print the table; experiments are the columns when that is narrower."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = to_text(table).T
+    grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=False)
+    grid.add_column(style="bold", overflow="fold")
+    for _ in shown.columns:
+        grid.add_column(justify="right", overflow="fold")
+    for name, row in shown.iterrows():
+        grid.add_row(str(name), *row)
+    Console(highlight=False).print(grid)
