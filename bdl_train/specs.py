@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+PREFIX = "likelihood."
+"""Of the names of a likelihood's parameters in θ: `likelihood.log_noise_std` ..."""
+
 
 class TargetKind(StrEnum):
     """What a target is; a likelihood says which kinds it can explain."""

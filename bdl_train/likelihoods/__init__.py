@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bdl_train.errors import UsageError
+from bdl_train.specs import PREFIX as PREFIX
 from bdl_train.specs import TargetKind, TargetSpec
-
-PREFIX = "likelihood."
 
 
 def at_least_float32(outputs: Tensor) -> Tensor:

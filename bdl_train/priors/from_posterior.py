@@ -18,8 +18,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from bdl_train.errors import UsageError
-from bdl_train.likelihoods import PREFIX
 from bdl_train.priors import BoundGaussian, Prior
+from bdl_train.specs import PREFIX
 from bdl_train.stack import Layout
 
 MOMENTS_FILE = "moments.safetensors"
