@@ -58,10 +58,7 @@ class Potential:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The potential `[M]` of parameters `flat` `[M, P]`, and the buffers after the pass."""
         log_lik_MB, new_buffers = self.log_likelihood(flat, buffers, batch, train=train)
-        return self._of(flat, -log_lik_MB.mean(-1)), new_buffers
-
-    def _of(self, flat: Tensor, nll_M: Tensor) -> Tensor:
-        return nll_M - self.prior.log_prob(flat) / self.num_data
+        return -log_lik_MB.mean(-1) - self.prior.log_prob(flat) / self.num_data, new_buffers
 
     def log_likelihood(
         self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, train: bool
@@ -77,12 +74,13 @@ class Potential:
         leaf = flat.detach().requires_grad_(True)
         log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
         nll_M = -log_lik_MB.mean(-1)
-        value_M = self._of(leaf, nll_M)
-        (grad_MP,) = torch.autograd.grad(value_M.sum(), leaf)
+        (grad_MP,) = torch.autograd.grad(nll_M.sum(), leaf)
+        log_prior_M, prior_grad_MP = self.prior.log_prob_and_grad(flat)
+        nll_M = nll_M.detach()
         return Gradient(
-            value_M.detach(),
-            nll_M.detach(),
-            grad_MP,
+            nll_M - log_prior_M / self.num_data,
+            nll_M,
+            grad_MP.sub_(prior_grad_MP, alpha=1 / self.num_data),
             {name: buffer.detach() for name, buffer in new_buffers.items()},
         )
 

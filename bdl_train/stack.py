@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bdl_train.dense import DenseNetwork
+
 log = logging.getLogger(__name__)
 
 # The fast path of attention has no batching rule for its backward, and the fused kernels of
@@ -168,6 +170,7 @@ class StackedNetwork:
         self.template = template
         self.executor: Executor = executor
         self._names = [name for name, _ in template.named_parameters()]
+        self._dense = DenseNetwork.of(template)
 
     def __call__(
         self,
@@ -188,7 +191,10 @@ class StackedNetwork:
             shared: Every member sees the same `x`.
         """
         own = {name: params[name] for name in self._names}
-        self.template.train(train)
+        if (
+            not torch.compiler.is_compiling()
+        ):  # a compiled caller has set the mode: a graph cannot hold the change
+            self.template.train(train)
         run = self._vmap if self.executor == "vmap" else self._loop
         return run(own, dict(buffers), x, shared)
 
@@ -204,6 +210,8 @@ class StackedNetwork:
     def _vmap(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, shared: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._dense is not None:
+            return self._dense(params, x, shared), buffers
         run = torch.vmap(self._one, in_dims=(0, 0, None if shared else 0), randomness="different")
         return run(params, buffers, x)
 

@@ -19,6 +19,7 @@ from bdl_train.errors import UsageError, nearest
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+_BUFFER_BYTES = 2**18  # per column
 
 
 def is_csv(path: Path) -> bool:
@@ -119,8 +120,8 @@ def _parquet_chunks(path: Path, wanted: list[str], chunk_rows: int) -> Iterator[
     import pyarrow.parquet as pq
 
     start = 0
-    # Pre-buffering would hold a whole row group, and some writers make one row group of the whole file.
-    with _readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
+    # Some writers make one row group of the whole file: without a buffer size, arrow reads all of it at once.
+    with _readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
         for batch in file.iter_batches(batch_size=chunk_rows, columns=wanted):
             chunk = batch.to_pandas(ignore_metadata=True)[wanted]
             yield chunk.set_axis(pd.RangeIndex(start, start + len(chunk)), axis=0)

@@ -61,7 +61,9 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
         row: dict[str, Any] = {key: _short(settings[label].get(key)) for key in differing}
         row["runs"] = len(members)
         for key in shared:
-            values = np.array([np.nan if run.metrics.get(key) is None else run.metrics[key] for run in members], float)
+            values = np.array(
+                [np.nan if run.metrics.get(key) is None else run.metrics[key] for run in members], float
+            )
             row[key] = values.mean()
             row[f"{key} se"] = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
         rows.append(row)
@@ -85,7 +87,9 @@ def to_text(table: pd.DataFrame) -> pd.DataFrame:
             continue
         if f"{column} se" in table.columns:
             pairs = zip(table[column], table[f"{column} se"], strict=True)
-            shown[column] = [f"{mean:.3f}" if np.isnan(se) else f"{mean:.3f} ± {se:.3f}" for mean, se in pairs]
+            shown[column] = [
+                f"{mean:.3f}" if np.isnan(se) else f"{mean:.3f} ± {se:.3f}" for mean, se in pairs
+            ]
         else:
             shown[column] = table[column].astype(str)
     return shown

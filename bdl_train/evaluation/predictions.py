@@ -12,7 +12,9 @@ from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats
 from bdl_train.specs import TargetSpec
 
 
-def prediction_columns(tile: TilePrediction, target: TargetSpec, intervals: Sequence[float]) -> dict[str, np.ndarray]:
+def prediction_columns(
+    tile: TilePrediction, target: TargetSpec, intervals: Sequence[float]
+) -> dict[str, np.ndarray]:
     """Columns of one tile of rows.
 
     Numeric targets: `mean`, `total_std`, `aleatoric_std`, `epistemic_std`, and `lower_P`, `upper_P` for each
@@ -34,7 +36,9 @@ def _columns(
 
 
 @_columns.register
-def _(stats: ClassStats, mixture: None, target: TargetSpec, intervals: Sequence[float]) -> dict[str, np.ndarray]:
+def _(
+    stats: ClassStats, mixture: None, target: TargetSpec, intervals: Sequence[float]
+) -> dict[str, np.ndarray]:
     probs_BK = stats.mean_probs.cpu().numpy()
     names = np.array(target.classes, dtype=object)
     return {
@@ -47,7 +51,9 @@ def _(stats: ClassStats, mixture: None, target: TargetSpec, intervals: Sequence[
 
 
 @_columns.register
-def _(stats: NumberStats, mixture: Mixture, target: TargetSpec, intervals: Sequence[float]) -> dict[str, np.ndarray]:
+def _(
+    stats: NumberStats, mixture: Mixture, target: TargetSpec, intervals: Sequence[float]
+) -> dict[str, np.ndarray]:
     levels = [edge for mass in intervals for edge in ((1 - mass) / 2, (1 + mass) / 2)]
     columns = {
         "mean": stats.mean.cpu().numpy() * target.scale + target.loc,

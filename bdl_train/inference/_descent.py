@@ -56,13 +56,15 @@ def descend(state: DescentState, batch: Batch, lr_factor: float) -> StepLog:
     stack, clip_norm = state.stack, state.problem.clip_norm
     value_M, nll_M, grad_MP, buffers = state.potential.value_and_grad(stack.flat, stack.buffers, batch)
     norm_M = torch.linalg.vector_norm(grad_MP, dim=1)
-    finite_M = torch.isfinite(value_M) & torch.isfinite(norm_M)
-    state.failed |= state.active & ~finite_M
-    state.active &= finite_M
+    healthy_M = torch.isfinite(value_M + norm_M) & state.active
+    # On a CPU the question costs nothing; on a GPU asking would stall the queue, the mask is cheaper.
+    all_healthy = stack.flat.device.type == "cpu" and bool(healthy_M.all())
+    if not all_healthy:
+        state.failed |= state.active & ~healthy_M
+        state.active = healthy_M
     if clip_norm is not None:
         grad_MP = grad_MP * (clip_norm / norm_M.clamp(min=clip_norm))[:, None]
-    # On a CPU the question costs nothing; on a GPU asking would stall the queue, the mask is cheaper.
-    mask = None if stack.flat.device.type == "cpu" and bool(state.active.all()) else state.active
+    mask = None if all_healthy else healthy_M
     state.optimizer.step(grad_MP, lr_factor, mask)
     stack.buffers = buffers if mask is None else where_members(mask, buffers, stack.buffers)
     state.step += 1

@@ -22,7 +22,9 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     """Print the comparison; runs without metrics are named and left out."""
     paths = sorted(path for path in glob.glob(str(config["runs"])) if (Path(path) / "config.yaml").is_file())
     if not paths:
-        raise UsageError(f"runs={config['runs']} matches no run directory. Quote the glob: runs='runs/energy/*'.")
+        raise UsageError(
+            f"runs={config['runs']} matches no run directory. Quote the glob: runs='runs/energy/*'."
+        )
     table = compare_runs([RunDir(Path(path)) for path in paths], config["metrics"])
     show(table, f"{config['runs']}: mean ± standard error over runs that differ only in split or seed")
     if config["output"] is not None:

@@ -40,6 +40,8 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     evaluation = evaluate(predictor, part, artefact.target)
     write_evaluation(run_dir, config["name"], evaluation, config["part"])
     members = artefact.posterior.num_members
-    show_metrics(f"{data.name}: {config['part']} metrics of {members} members ({len(part)} rows)", evaluation.metrics)
+    show_metrics(
+        f"{data.name}: {config['part']} metrics of {members} members ({len(part)} rows)", evaluation.metrics
+    )
     print(f"\nwritten: {run_dir.evaluation(config['name'])}")
     return Exit.DONE

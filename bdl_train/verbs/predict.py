@@ -26,7 +26,9 @@ from bdl_train.verbs._runs import device_of
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Write one row of predictions for each row of the input."""
     intervals = config["intervals"]
-    if not isinstance(intervals, list) or not all(isinstance(one, float) and 0 < one < 1 for one in intervals):
+    if not isinstance(intervals, list) or not all(
+        isinstance(one, float) and 0 < one < 1 for one in intervals
+    ):
         raise UsageError(f"intervals must be a list of probabilities between 0 and 1, got {intervals!r}.")
     if not isinstance(config["chunk_rows"], int) or config["chunk_rows"] < 1:
         raise UsageError(f"chunk_rows must be 1 or more, got {config['chunk_rows']!r}.")
@@ -53,7 +55,11 @@ def run(config: dict[str, Any], options: Options) -> Exit:
 
 
 def _predict(
-    artefact: Artefact, predictor: Predictor, chunks: Iterator[pd.DataFrame], keep: list[str], intervals: list[float]
+    artefact: Artefact,
+    predictor: Predictor,
+    chunks: Iterator[pd.DataFrame],
+    keep: list[str],
+    intervals: list[float],
 ) -> Iterator[pd.DataFrame]:
     assert artefact.transform is not None
     for chunk in chunks:

@@ -78,7 +78,10 @@ def run_many(configs: list[dict[str, Any]], options: Options) -> Exit:
         for launcher in launchers.values():
             launcher.close()
     if finished:
-        show(compare_runs(finished, None), f"{len(finished)} of {len(configs)} runs: mean ± standard error over splits")
+        show(
+            compare_runs(finished, None),
+            f"{len(finished)} of {len(configs)} runs: mean ± standard error over splits",
+        )
     return worst
 
 
@@ -112,9 +115,7 @@ def _settings(config: dict[str, Any], options: Options) -> dict[str, Any]:
     return {**stored, "resume": config["resume"], "plan_only": False, "check_prior": False}
 
 
-def train(
-    config: dict[str, Any], options: Options, launcher: Launcher
-) -> tuple[Exit, RunDir | None]:
+def train(config: dict[str, Any], options: Options, launcher: Launcher) -> tuple[Exit, RunDir | None]:
     """One run from its config to its metrics; everything that can be refused is refused before a worker starts."""
     config = _settings(config, options)
     start = time.monotonic()
