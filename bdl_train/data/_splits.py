@@ -49,7 +49,7 @@ def check_ids(ids: pd.Series, parts: dict[str, np.ndarray], *, declared: bool) -
         declared: Whether the data declares the parts; names the right way out in the message.
     """
     known = ids.map(level_text, na_action="ignore")
-    for one, other in (("train", "test"), ("val", "test")):
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = set(known.iloc[parts.get(one, [])].dropna()) & set(known.iloc[parts.get(other, [])].dropna())
         if shared:
             remedy = (

@@ -3,6 +3,7 @@
 import dataclasses
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -27,14 +28,15 @@ def test_every_source_has_a_config_and_every_config_a_source():
 def test_config_lists_every_setting_of_its_class(name: str):
     cfg = OmegaConf.load(CONFIGS[name])
     assert cfg._target_.startswith(f"bdl_train.data.{name}.")
-    fields = dataclasses.fields(resolve(cfg._target_, DataSource, key="data"))  # pyright: ignore[reportArgumentType]
+    source: Any = resolve(cfg._target_, DataSource, key="data")
+    fields = dataclasses.fields(source)
     assert set(cfg) - {"_target_"} == {field.name for field in fields}
     assert all(field.default is dataclasses.MISSING for field in fields)
     assert {"name", "batch_size"} <= set(cfg)
 
 
 def test_config_of_any_data_module_agrees_with_the_reader():
-    cfg = OmegaConf.load(FOLDER / "datamodule.yaml")
+    cfg: Any = OmegaConf.load(FOLDER / "datamodule.yaml")
     assert OmegaConf.is_missing(cfg, "_target_")
     assert set(cfg) - {"_target_"} == {field.name for field in dataclasses.fields(Reading)} - {"name"}
     assert {key: cfg[key] for key in DEFAULTS} == DEFAULTS

@@ -99,7 +99,7 @@ def test_constant_is_relative_to_the_size_of_the_values():
 @pytest.mark.parametrize(
     ("y", "kind", "classes", "message"),
     [
-        ([1.0, np.nan, 2.0], TargetKind.CONTINUOUS, (), r"'y' has 1 NaN or infinite values \(the first in row 1"),
+        ([1.0, np.nan, 2.0], TargetKind.CONTINUOUS, (), r"has 1 NaN or infinite values \(the first in row 1"),
         ([1.0, 2.0, np.inf], TargetKind.CONTINUOUS, (), "the first in row 2"),
         ([1e200, -1e200, 0.0], TargetKind.CONTINUOUS, (), r"up to 1e\+200, too large"),
         ([0.0, 1.0, 1.5], TargetKind.CLASS, ("a", "b"), r"whole numbers for kind 'class', got 1\.5 in row 2"),
@@ -123,11 +123,13 @@ def test_labels_and_counts_become_int64():
 
 
 def some_data(x_test: float) -> Data:
-    parts = [
+    train, val, test = (
         Part(np.full((n, 2), value, np.float32), np.zeros(n, np.float32), np.arange(n))
         for n, value in ((3, 0.0), (1, 0.0), (2, x_test))
-    ]
-    return Data("some", *parts, InputSpec((2,), (1, 1), ("a", "b")), TargetSpec(TargetKind.CONTINUOUS))
+    )
+    return Data(
+        "some", train, val, test, InputSpec((2,), (1, 1), ("a", "b")), TargetSpec(TargetKind.CONTINUOUS)
+    )
 
 
 def test_fingerprint_follows_the_arrays():
