@@ -172,7 +172,7 @@ def _plot(path: Path, check: PriorCheck, target: TargetSpec) -> None:
         axes.plot(position, curves["targets"][order], color="#D55E00", linewidth=1.5, label="training targets")
         axes.set_xlabel("training rows, sorted by target")
         axes.set_ylabel(target.name)
-        axes.legend(frameon=False, loc="upper left")
+        figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     axes.set_title(check.summary["verdict"], fontsize=9, wrap=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)

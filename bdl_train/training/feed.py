@@ -48,6 +48,12 @@ class StepFeed:
         self.steps_per_call = steps_per_call
         self._position = position
 
+    def generators(self, step: int) -> list[torch.Generator]:
+        """One generator a member for the random views of one step's examples: a function of (member seed, step)."""
+        # Epochs use the multiples of the golden ratio's word; the inverted seed keeps the two families apart.
+        seeds = [(~seed + step * _GOLDEN) & _MASK63 for seed in self.seeds]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
     def __len__(self) -> int:
         left = self.steps_per_epoch - self._position() % self.steps_per_epoch
         return -(-left // self.steps_per_call)

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from bdl_train.data._augment import augment
 from bdl_train.inference import Method, State, StepLog
 from bdl_train.likelihoods import PREFIX
 from bdl_train.potential import Batch
@@ -61,12 +62,14 @@ class MemberStack(pl.LightningModule):
         *,
         tile_rows: int,
         early_stopping: EarlyStopping | None,
+        augment: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.method, self.state, self.feed, self.inputs = method, state, feed, inputs
         self.train_part, self.val_part = train, val
         self.early_stopping = early_stopping
+        self.augment = augment
         self.tile_rows = tile_rows
         self.nll_sum = torch.zeros(state.stack.num_members, dtype=torch.float64, device=train.y.device)
         self.num_logged = 0
@@ -115,7 +118,10 @@ class MemberStack(pl.LightningModule):
             if self._uses_torch_dropout:
                 # torch's own dropout draws from the global generator: its masks follow (stack, step) alone.
                 torch.manual_seed((self.feed.seeds[0] + self.state.step) & ((1 << 63) - 1))
-            batch = Batch(self.inputs.prepare(part.x[index_MB], dtype), part.y[index_MB], index_MB)
+            x = part.x[index_MB]
+            if self.augment:
+                x = augment(x, self.feed.generators(self.state.step))
+            batch = Batch(self.inputs.prepare(x, dtype), part.y[index_MB], index_MB)
             self._note(self.method.step(self.state, batch))
 
     def _note(self, log: StepLog) -> None:

@@ -83,7 +83,15 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
     )
     tile_rows = max(1, (1 << 22) // (len(task.members) * max(256, train.x[0].numel() * 8)))
     module = MemberStack(
-        method, state, feed, data.inputs, train, val, tile_rows=tile_rows, early_stopping=early_stopping
+        method,
+        state,
+        feed,
+        data.inputs,
+        train,
+        val,
+        tile_rows=tile_rows,
+        early_stopping=early_stopping,
+        augment=data.augment != "none",
     )
     identity = {"task": _plain(asdict(task)), "num_data": len(data.train), "fingerprint": data.fingerprint()}
 
