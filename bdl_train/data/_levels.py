@@ -44,10 +44,20 @@ def to_numbers(values: pd.Series) -> np.ndarray:
         cells = values.astype(object) if isinstance(values.dtype, pd.CategoricalDtype) else values
         try:
             values = pd.Series(pd.to_numeric(cells))
-        except (ValueError, TypeError):  # markers of a missing value, or text: slower, the same numbers
-            plain = [None if _is_missing(cell) else cell for cell in cells]
-            values = pd.Series(pd.to_numeric(pd.Series(plain, dtype=object)))
+        except (ValueError, TypeError):  # markers of a missing value, or text, which mostly repeats itself
+            codes, distinct = pd.factorize(cells)
+            plain = [None if _is_missing(cell) else cell for cell in distinct.tolist()]
+            return _parse([*plain, None])[codes]  # code -1, a missing cell, picks the last number
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _parse(cells: list[Any]) -> np.ndarray:
+    try:
+        numbers = pd.Series(pd.to_numeric(pd.Series(cells, dtype=object)))
+    except (ValueError, TypeError) as error:
+        # pandas counts positions in this list, which are not those of the column.
+        raise type(error)(str(error).partition(" at position")[0]) from error
+    return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _is_missing(cell: Any) -> bool:

@@ -139,15 +139,17 @@ def _parse_numbers(
     """Turn text into numbers in columns whose training rows are all numbers: test rows decide nothing."""
     parsed = {}
     for name, values in inputs.items():
-        if name in categorical or not (values.dtype == object or (untyped and is_text(values))):
-            continue
-        try:
-            to_numbers(values.iloc[train_rows])
-        except (ValueError, TypeError):
+        # Truth values with gaps are Python objects too, and stay categories as they are without gaps.
+        is_open = values.dtype == object and pd.api.types.infer_dtype(values, skipna=True) != "boolean"
+        if name in categorical or not (is_open or (untyped and is_text(values))):
             continue
         try:
             parsed[name] = to_numbers(values)
         except (ValueError, TypeError) as error:
+            try:
+                to_numbers(values.iloc[train_rows])
+            except (ValueError, TypeError):
+                continue
             raise UsageError(
                 f"Column '{name}' holds numbers in the training rows, but elsewhere: {error}. Correct it, or "
                 "name it in data.categorical or data.drop."

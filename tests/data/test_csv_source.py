@@ -1,6 +1,7 @@
 """Tables of one's own: columns, targets, splits, and every way to get them wrong."""
 
 import logging
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_csv_and_parquet_of_one_table_give_the_same_arrays(tmp_path: Path):
         for file in ("table.csv", "table.parquet")
     ]
     assert by_file[0] == by_file[1]
+
+
+def test_truth_values_with_gaps_stay_categories_and_decimals_become_numbers(tmp_path: Path):
+    table = a_table().drop(columns=["id", "part", "blood", "ward"])
+    table["smoker"] = pd.Series([True, None, False, True] * 20, dtype=object)
+    table["price"] = [Decimal(i) / 4 for i in range(80)]
+    data = load(tmp_path, table, file="table.parquet")
+    assert data.inputs.names == ("age", "smoker", "price")
+    assert data.inputs.groups == (1, 3, 1)
+    assert load(tmp_path, table).fingerprint() == data.fingerprint()
 
 
 def test_random_split_follows_its_number_and_not_the_seed(tmp_path: Path):
