@@ -24,7 +24,7 @@ def outcomes(files: Iterable[Path]) -> dict[str, tuple[str, str]]:
             outcome, reason = "passed", ""
             if case.find("failure") is not None or case.find("error") is not None:
                 outcome = "failed"
-            elif skipped is not None:
+            elif skipped is not None and skipped.get("type") != "pytest.xfail":
                 outcome, reason = "skipped", skipped.get("message", "")
             if test not in found or RANK.index(outcome) > RANK.index(found[test][0]):
                 found[test] = outcome, reason
