@@ -13,6 +13,13 @@ from bdl_train.likelihoods import Likelihood, at_least_float32
 from bdl_train.specs import TargetKind, TargetSpec
 
 
+class _Labels(BernoulliDistribution):
+    """torch's takes floating values only; labels are int64."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.to(self.logits.dtype))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bernoulli(Likelihood):
     """p(y = 1 | x) = sigmoid(output). The output is one logit `[..., B, 1]`; y is the label, 0 or 1."""
@@ -28,7 +35,7 @@ class Bernoulli(Likelihood):
         return logsigmoid((2 * y - 1).to(logits.dtype) * logits)
 
     def distribution(self, outputs: Tensor, params: Mapping[str, Tensor]) -> BernoulliDistribution:
-        return BernoulliDistribution(logits=at_least_float32(outputs).squeeze(-1), validate_args=False)
+        return _Labels(logits=at_least_float32(outputs).squeeze(-1), validate_args=False)
 
     def check(self, target: TargetSpec) -> None:
         super().check(target)
