@@ -54,5 +54,5 @@ class Launcher(ABC):
             By stack id: the result of `train_stack`, or `{"status": "failed", "reason": ...}`.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most start nothing)
         """Give back what `launch` started."""

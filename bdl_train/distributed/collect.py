@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from bdl_train import __version__
 from bdl_train.data import Data
 from bdl_train.distributed.plan import Plan
+from bdl_train.distributed.split import halves
 from bdl_train.posteriors.artefact import read_members, write_meta, write_moments, write_tensors
 from bdl_train.runs import RunDir, sha256, write_json
 from bdl_train.seeds import Stream, run_seed
 from bdl_train.training.problem import Recipe
+from bdl_train.training.train_stack import StackTask
 
 PACKAGES = ("torch", "pytorch-lightning", "ray", "hydra-core", "numpy", "scikit-learn", "safetensors")
 
@@ -25,8 +27,7 @@ PACKAGES = ("torch", "pytorch-lightning", "ray", "hydra-core", "numpy", "scikit-
 def member_entries(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a member, in ensemble order: what its stack reported, or why there is nothing."""
     entries = []
-    for task in plan.stacks:
-        result = results.get(task.id, {"status": "failed", "reason": "its stack was never started"})
+    for task, result in _uncut(plan.stacks, results):
         if result["status"] == "done":
             entries += [{**entry, "stack": task.id} for entry in result["members"]]
         else:
@@ -35,6 +36,18 @@ def member_entries(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> list
                 {"id": m, "stack": task.id, "status": "failed", "reason": reason} for m in task.members
             ]
     return sorted(entries, key=lambda entry: entry["id"])
+
+
+def _uncut(
+    tasks: Iterable[StackTask], results: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[StackTask, Mapping[str, Any]]]:
+    """The stacks that hold members in the end: halves in place of a stack that was cut."""
+    for task in tasks:
+        result = results.get(task.id, {"status": "failed", "reason": "its stack was never started"})
+        if result["status"] == "split":
+            yield from _uncut(halves(task), results)
+        else:
+            yield task, result
 
 
 def run_status(entries: list[dict[str, Any]]) -> str:
@@ -66,7 +79,7 @@ def write_posterior(
         "inputs": data.inputs.to_json(),
         "target": data.target.to_json(),
         "transform": None if data.transform is None else data.transform.to_json(),
-        "batch_norm": _batch_norm_policy(some, entries),
+        "batch_norm": _batch_norm_policy(some["batch_norm"], recipe.method.num_draws),
         "layout": some["layout"],
         "dtype": str(recipe.trainer.dtype).removeprefix("torch."),
         "num_draws": recipe.method.num_draws,
@@ -81,13 +94,10 @@ def write_posterior(
     write_meta(run.posterior, meta)
 
 
-def _batch_norm_policy(result: Mapping[str, Any], entries: list[dict[str, Any]]) -> str:
-    if not result["batch_norm"]:
+def _batch_norm_policy(has_batch_norm: bool, num_draws: int) -> str:
+    if not has_batch_norm:
         return "none"
-    drawn = any(
-        entry.get("_target_", "").endswith("Atoms") and "best_epoch" not in entry for entry in entries
-    )
-    return "statistics stored with every atom" if drawn else "running statistics of training"
+    return "re-estimated for every draw" if num_draws > 1 else "running statistics of training"
 
 
 def write_manifest(
@@ -97,9 +107,20 @@ def write_manifest(
     entries: list[dict[str, Any]],
     results: Mapping[str, Mapping[str, Any]],
     data: Data,
+    inputs: Mapping[str, Any],
     seconds: float,
 ) -> None:
-    """Write `manifest.json`: after it the run is finished."""
+    """Write `manifest.json`: after it the run is finished.
+
+    Args:
+        run: The run.
+        status: `complete`, `partial` or `failed`.
+        entries: One a member.
+        results: By stack id.
+        data: What the run was trained on.
+        inputs: What else went into it: `prior_run`, or nothing.
+        seconds: Of this session, from its start to the end.
+    """
     steps = {stack: result.get("steps") for stack, result in results.items()}
     device_seconds = sum(result.get("seconds", 0.0) for result in results.values())
     write_json(
@@ -115,6 +136,7 @@ def write_manifest(
                 "augment": data.augment,
                 **data.notes,
             },
+            **inputs,
             "temperature": 1.0,
             "hashes": {file.name: sha256(file) for file in (run.config, run.plan) if file.is_file()},
             "code": {"version": __version__, **_git_state()},

@@ -1,19 +1,19 @@
 """The inline launcher: stacks one after another in this process. Same interface, no Ray."""
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from bdl_train.distributed import Job, Launcher, Resources
-from bdl_train.errors import UsageError
-from bdl_train.training.train_stack import StackTask, train_stack
-
-log = logging.getLogger(__name__)
+from bdl_train.distributed.split import halves
+from bdl_train.distributed.work import work
+from bdl_train.training.train_stack import StackTask
 
 TICK_S = 0.25
 
@@ -30,7 +30,7 @@ class Inline(Launcher):
 
     members_per_stack: Annotated[int, Field(ge=1)] | None
     cpus_per_stack: Annotated[int, Field(ge=1)] | None
-    gpus_per_stack: Annotated[float, Field(ge=0)]
+    gpus_per_stack: Annotated[float, Field(ge=0, le=1)]
 
     num_workers = 1
 
@@ -43,28 +43,30 @@ class Inline(Launcher):
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:
         results: dict[str, dict[str, Any]] = {}
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(TICK_S):
-                tick()
-
-        watcher = threading.Thread(target=watch, name="progress", daemon=True)
-        watcher.start()
-        try:
-            for task in tasks:
-                if job.run.stop_file.exists():
-                    results[task.id] = {"status": "stopped"}
-                    continue
-                try:
-                    results[task.id] = train_stack(task, job.config, job.data, job.run)
-                except UsageError:
-                    raise
-                except Exception as error:
-                    log.exception("Stack %s failed", task.id)
-                    results[task.id] = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        finally:
-            done.set()
-            watcher.join()
-            tick()
+        waiting = deque(tasks)
+        with _ticking(tick):
+            while waiting:
+                task = waiting.popleft()
+                results[task.id] = work(task, job)
+                if results[task.id]["status"] == "split":  # by a session of this run under Ray
+                    waiting.extendleft(reversed(halves(task)))
         return results
+
+
+@contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls `tick` from a thread while the block runs, and once at its end."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(TICK_S):
+            tick()
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        tick()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -74,15 +74,13 @@ def plan(
         num_workers: Stacks at the same time; None = as many as fit.
         members_per_stack: None = members are spread over the workers, at most 20 in a stack.
         cpus_per_stack: Threads a stack; None = an equal share of all.
-        gpus_per_stack: Share of a GPU; above 1 it must be whole.
+        gpus_per_stack: Share of a GPU, 0 to 1.
 
     Raises:
         UsageError: no members, or a stack that no resource can ever hold.
     """
     if num_members < 1:
         raise UsageError(f"num_members must be 1 or more, got {num_members}.")
-    if gpus_per_stack > 1 and gpus_per_stack != int(gpus_per_stack):
-        raise UsageError(f"cluster.gpus_per_stack above 1 must be whole, got {gpus_per_stack}.")
     if gpus_per_stack > resources.gpus:
         raise UsageError(
             f"cluster.gpus_per_stack={gpus_per_stack} asks for more than there is: {resources.gpus:g} GPUs. "
@@ -93,8 +91,10 @@ def plan(
             f"cluster.cpus_per_stack={cpus_per_stack} asks for more than there is: {resources.cpus} CPUs."
         )
     reasons = []
-    fit_cpu = resources.cpus // (cpus_per_stack or 1)
-    fit = min(fit_cpu, math.floor(resources.gpus / gpus_per_stack + 1e-9)) if gpus_per_stack > 0 else fit_cpu
+    fit = resources.cpus // (cpus_per_stack or 1)
+    if gpus_per_stack > 0:
+        # A stack's share lies on one GPU: two shares of 0.4 fit on each, the rest of it serves nobody.
+        fit = min(fit, int(resources.gpus) * math.floor(1 / gpus_per_stack + 1e-9))
     slots = fit if num_workers is None else num_workers
     if slots > fit:
         reasons.append(f"{fit} of {slots} workers fit into {resources.cpus} CPUs and {resources.gpus:g} GPUs")
@@ -102,7 +102,8 @@ def plan(
     if members_per_stack is None:
         size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
         reasons.append(
-            f"up to {size} members a stack: {num_members} members over {slots} workers, at most 20 together"
+            f"up to {size} members a stack: {num_members} members over {slots} workers, at most "
+            f"{MEMBERS_PER_STACK} together"
         )
     else:
         size = members_per_stack
@@ -110,8 +111,9 @@ def plan(
     shares = assign_members(num_members, math.ceil(num_members / size))
     slots = min(slots, len(shares))
     cpus = cpus_per_stack or max(1, resources.cpus // slots)
+    line = "" if slots == len(shares) else "; the others wait in line"
     reasons.append(
-        f"{slots} stacks at a time, {cpus} CPUs and {gpus_per_stack:g} GPUs each; the rest wait in line"
+        f"{len(shares)} stacks, {slots} at a time, each with {cpus} CPUs and {gpus_per_stack:g} GPUs{line}"
     )
     width = max(3, len(str(len(shares) - 1)))
     stacks = tuple(
@@ -119,3 +121,18 @@ def plan(
         for i, share in enumerate(shares)
     )
     return Plan(stacks, slots, tuple(reasons))
+
+
+def refit(recorded: Plan, today: Plan) -> Plan:
+    """The recorded stacks with today's shares of the machine: a run may be resumed on another one.
+
+    Args:
+        recorded: The plan of the run; its stacks, members and attempts stay.
+        today: What `plan` says for as many members here and now.
+    """
+    share = today.stacks[0]
+    stacks = tuple(replace(task, cpus=share.cpus, gpus=share.gpus) for task in recorded.stacks)
+    if stacks == recorded.stacks:
+        return recorded
+    reason = f"resumed with {share.cpus} CPUs and {share.gpus:g} GPUs for each of the {len(stacks)} recorded stacks"
+    return Plan(stacks, today.num_workers, (*recorded.reasons, reason))

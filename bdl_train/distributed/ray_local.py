@@ -4,20 +4,27 @@ Plain tasks, not actors, Tune or Train: they start in under a second, and a dead
 """
 
 import logging
+import math
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
+from bdl_train.distributed.split import halves, split
+from bdl_train.distributed.work import work
 from bdl_train.errors import UsageError
-from bdl_train.training.train_stack import StackTask, train_stack
+from bdl_train.runs import RunDir
+from bdl_train.training.train_stack import STOPPED, StackTask
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +48,13 @@ class RayLocal(Launcher):
         cpus_per_stack: Threads a stack; null = an equal share.
         gpus_per_stack: Share of a GPU a stack; 0 = CPU.
         num_cpus, num_gpus: What Ray may hand out; null = what this process may use.
-        max_retries: Times a stack whose worker died is started again, from its checkpoint.
+        max_retries: Times a stack whose worker died is started again, from its checkpoint; then it is cut into halves.
     """
 
     num_workers: Annotated[int, Field(ge=1)] | None
     members_per_stack: Annotated[int, Field(ge=1)] | None
     cpus_per_stack: Annotated[int, Field(ge=1)] | None
-    gpus_per_stack: Annotated[float, Field(ge=0)]
+    gpus_per_stack: Annotated[float, Field(ge=0, le=1)]
     num_cpus: Annotated[int, Field(ge=1)] | None
     num_gpus: Annotated[int, Field(ge=0)] | None
     max_retries: Annotated[int, Field(ge=0)]
@@ -66,61 +73,93 @@ class RayLocal(Launcher):
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:
         ray = start(self.resources())
-        remote = ray.remote(max_retries=0)(_train_remotely)
-        shared = ray.put(job)
+        remote = ray.remote(max_retries=0)(_work_remotely)
+        # Workers stand in the folder where Ray was started, which need not be this process's.
+        shared = ray.put(replace(job, run=RunDir(job.run.path.absolute())))
         packages = allowed_packages()
 
         def submit(task: StackTask) -> Any:
-            return remote.options(num_cpus=task.cpus, num_gpus=task.gpus, name=f"stack-{task.id}").remote(
-                task, shared, packages
-            )
+            options = {"num_cpus": task.cpus, "num_gpus": task.gpus, "name": f"stack-{task.id}"}
+            return remote.options(**options).remote(task, shared, packages)
 
         results: dict[str, dict[str, Any]] = {}
-        crashes = dict.fromkeys((task.id for task in tasks), 0)
-        pending = {submit(task): task for task in tasks}
-        while pending:
-            ready, _ = ray.wait(list(pending), timeout=TICK_S)
-            tick()
-            for reference in ready:
-                task = pending.pop(reference)
-                try:
-                    results[task.id] = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    if isinstance(cause, UsageError):
-                        raise cause from None
-                    log.error("Stack %s failed:\n%s", task.id, error)
-                    results[task.id] = {"status": "failed", "reason": f"{type(cause).__name__}: {cause}"}
-                except ray.exceptions.RayError as error:
-                    crashes[task.id] += 1
-                    reason = f"its worker process died ({type(error).__name__})"
-                    if crashes[task.id] > self.max_retries or job.run.stop_file.exists():
-                        results[task.id] = {
+        crashes: Counter[str] = Counter()
+        waiting, pending = deque(tasks), {}
+        try:
+            while waiting or pending:
+                while waiting and len(pending) < (self.num_workers or math.inf):
+                    task = waiting.popleft()
+                    pending[submit(task)] = task
+                ready, _ = ray.wait(list(pending), timeout=TICK_S)
+                tick()
+                for reference in ready:
+                    task = pending.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:
+                        if isinstance(error.cause, UsageError):
+                            raise error.cause from None
+                        log.error("Stack %s failed before its work began:\n%s", task.id, error)
+                        result = {
                             "status": "failed",
-                            "reason": f"{reason} {crashes[task.id]} times",
+                            "reason": f"{type(error.cause).__name__}: {error.cause}",
                         }
-                        log.error("Stack %s is given up: %s", task.id, reason)
-                    else:
-                        log.warning("Stack %s: %s, it starts again from its checkpoint", task.id, reason)
-                        pending[submit(task)] = task
+                    except ray.exceptions.RayError as error:
+                        crashes[task.id] += 1
+                        result = self._after_crash(task, job.run, crashes[task.id], type(error).__name__)
+                    if result is None:
+                        waiting.appendleft(task)
+                        continue
+                    results[task.id] = result
+                    if result["status"] == "split":
+                        waiting.extendleft(reversed(halves(task)))
+        finally:
+            for reference in pending:  # only when the loop was left by an exception
+                ray.cancel(reference, force=True)
         tick()
         return results
+
+    def _after_crash(self, task: StackTask, run: RunDir, crashes: int, kind: str) -> dict[str, Any] | None:
+        """What becomes of a stack whose worker process died: a result, or None to start it again."""
+        if run.stop_file.exists():
+            return dict(STOPPED)
+        reason = f"its worker process died {crashes} times ({kind})"
+        if crashes <= self.max_retries:
+            log.warning("Stack %s: %s, it starts again from its checkpoint", task.id, reason)
+            return None
+        if len(task.members) > 1:
+            log.warning("Stack %s: %s, it is cut into halves", task.id, reason)
+            return split(run, task, reason)
+        log.error("Stack %s is given up: %s", task.id, reason)
+        return {"status": "failed", "reason": reason}
 
     def close(self) -> None:
         stop()
 
 
-def _train_remotely(task: StackTask, job: Job, packages: tuple[str, ...]) -> dict[str, Any]:
+def _work_remotely(task: StackTask, job: Job, packages: tuple[str, ...]) -> dict[str, Any]:
     with allowing(packages):
-        return train_stack(task, job.config, job.data, job.run)
+        return work(task, job)
 
 
-_temp_dir: str | None = None
+@dataclass(frozen=True)
+class _Session:
+    """The Ray that this process started."""
+
+    resources: Resources
+    folder: str
+
+
+_session: _Session | None = None
 
 
 def start(resources: Resources) -> Any:
-    """Start a private Ray, or reuse the one this process started; returns the module."""
-    global _temp_dir
+    """Start a private Ray, or reuse the running one; returns the module.
+
+    Raises:
+        UsageError: the Ray that runs in this process was started by others and has too little.
+    """
+    global _session
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     # Without them Ray's behaviour would depend on a token file that an earlier run may have left at home.
@@ -131,26 +170,40 @@ def start(resources: Resources) -> Any:
         log.warning("RAY_ADDRESS=%s is ignored: cluster=ray_local starts its own Ray", stale)
     import ray
 
+    if _session is not None and _session.resources != resources:
+        stop()
     if not ray.is_initialized():
         # Socket paths end at 107 bytes and Ray adds 62 to the folder: keep it short.
-        _temp_dir = tempfile.mkdtemp(prefix="bdl-ray-", dir="/tmp")
+        folder = tempfile.mkdtemp(prefix="bdl-ray-", dir="/tmp")
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
             num_cpus=resources.cpus,
             num_gpus=int(resources.gpus),
             include_dashboard=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
-            _temp_dir=_temp_dir,
+            _temp_dir=folder,
+        )
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler would end the driver at once, with the members unsaved.
+            signal.signal(signal.SIGTERM, on_sigterm)
+        _session = _Session(resources, folder)
+    there = ray.cluster_resources()
+    if there.get("CPU", 0) < resources.cpus or there.get("GPU", 0) < resources.gpus:
+        # Ray would let such tasks wait for ever.
+        raise UsageError(
+            f"The plan is for {resources.cpus} CPUs and {resources.gpus:g} GPUs, the Ray that runs in this process has "
+            f"{there.get('CPU', 0):g} and {there.get('GPU', 0):g}: set cluster.num_cpus and cluster.num_gpus."
         )
     return ray
 
 
 def stop() -> None:
     """End the Ray that `start` started; nobody else's."""
-    global _temp_dir
-    if _temp_dir is not None:
+    global _session
+    if _session is not None:
         import ray
 
         ray.shutdown()
-        shutil.rmtree(_temp_dir, ignore_errors=True)
-        _temp_dir = None
+        shutil.rmtree(_session.folder, ignore_errors=True)
+        _session = None

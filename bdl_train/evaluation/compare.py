@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-VARIES = ("data.split", "seed", "name", "output_dir", "resume", "allow")
+REPEATS = ("data.split", "seed")
+VARIES = (*REPEATS, "data.root", "name", "output_dir", "plan_only", "check_prior")
 """Keys that runs of one row may differ in. Runs of other clusters or trackers are the same experiment too."""
 IGNORED_GROUPS = ("cluster", "tracking")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's resolved config and its flat metrics."""
+    """A run's name, its resolved config and its flat metrics."""
 
+    name: str
     config: Mapping[str, Any]
     metrics: Mapping[str, float | None]
 
@@ -45,7 +47,7 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
     groups: dict[str, list[FinishedRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
-        flat = {key: value for key, value in flatten(run.config).items() if _identifies(key)}
+        flat = _identity(run)
         label = repr(sorted(flat.items()))
         groups.setdefault(label, []).append(run)
         settings[label] = flat
@@ -70,8 +72,20 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
     return pd.DataFrame(rows)
 
 
-def _identifies(key: str) -> bool:
-    return key not in VARIES and not key.startswith(tuple(f"{group}." for group in IGNORED_GROUPS))
+def repeated(runs: Sequence[FinishedRun]) -> list[list[str]]:
+    """Names of runs that are the same down to split and seed, so that the mean would count one result twice."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        flat = flatten(run.config)
+        label = repr((sorted(_identity(run).items()), [flat.get(key) for key in REPEATS]))
+        groups.setdefault(label, []).append(run.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _identity(run: FinishedRun) -> dict[str, Any]:
+    ignored = tuple(f"{group}." for group in IGNORED_GROUPS)
+    flat = flatten(run.config).items()
+    return {key: value for key, value in flat if key not in VARIES and not key.startswith(ignored)}
 
 
 def _short(value: Any) -> str:

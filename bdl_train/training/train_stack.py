@@ -4,7 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -93,7 +93,9 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
         early_stopping=early_stopping,
         augment=data.augment != "none",
     )
-    identity = {"task": _plain(asdict(task)), "num_data": len(data.train), "fingerprint": data.fingerprint()}
+    # Not its CPUs and GPUs: a run may be resumed on another machine.
+    own = {"id": task.id, "members": list(task.members), "attempt": task.attempt}
+    identity = {"task": own, "num_data": len(data.train), "fingerprint": data.fingerprint()}
 
     def content() -> dict[str, Any]:
         stopping = None if early_stopping is None else early_stopping.state_dict()
@@ -229,13 +231,3 @@ def _device(accelerator: str, gpus: float) -> torch.device:
             "The plan gives this stack a GPU and torch sees none: set trainer.accelerator=cpu."
         )
     return torch.device("cuda" if use_gpu else "cpu")
-
-
-def _plain(value: Any) -> Any:
-    return (
-        list(value)
-        if isinstance(value, tuple)
-        else {k: _plain(v) for k, v in value.items()}
-        if isinstance(value, dict)
-        else value
-    )

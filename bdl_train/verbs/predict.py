@@ -5,14 +5,17 @@ Examples:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 
+from bdl_train.build import settings_of
 from bdl_train.config import Options
 from bdl_train.data._stream import read_table_in_chunks
 from bdl_train.errors import Exit, UsageError
@@ -20,33 +23,46 @@ from bdl_train.evaluation.predictions import prediction_columns
 from bdl_train.posteriors.artefact import Artefact, read_artefact
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir
-from bdl_train.verbs._runs import device_of
+from bdl_train.verbs._runs import predictor_of
+
+Write = Callable[[Path, Iterator[pd.DataFrame]], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The keys of `conf/predict.yaml`."""
+
+    run: str
+    input: str
+    output: str
+    num_draws: Annotated[int, Field(ge=1)] | None
+    intervals: list[Annotated[float, Field(gt=0, lt=1)]]
+    keep: list[str]
+    chunk_rows: Annotated[int, Field(ge=1)]
+    accelerator: Literal["auto", "cpu", "gpu"]
+    allow: list[str]
 
 
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Write one row of predictions for each row of the input."""
-    intervals = config["intervals"]
-    if not isinstance(intervals, list) or not all(
-        isinstance(one, float) and 0 < one < 1 for one in intervals
-    ):
-        raise UsageError(f"intervals must be a list of probabilities between 0 and 1, got {intervals!r}.")
-    if not isinstance(config["chunk_rows"], int) or config["chunk_rows"] < 1:
-        raise UsageError(f"chunk_rows must be 1 or more, got {config['chunk_rows']!r}.")
-    output = Path(config["output"])
-    write = _writer(output)
-    artefact = read_artefact(RunDir.open(config["run"]).posterior)
+    settings = settings_of(Settings, config, key="")
+    output = Path(settings.output)
+    write = _writer(output, Path(settings.input))
+    artefact = read_artefact(RunDir.open(settings.run).posterior)
     if artefact.transform is None:
         raise UsageError(
-            f"run={config['run']} was trained on examples of shape {list(artefact.inputs.shape)}, not on a table: "
+            f"run={settings.run} was trained on examples of shape {list(artefact.inputs.shape)}, not on a table: "
             "bdl predict reads tables. Score images with bdl evaluate."
         )
-    predictor = Predictor(artefact, device=device_of(config["accelerator"]), num_draws=config["num_draws"])
-    names = [column.name for column in artefact.transform.columns]
-    columns = names + [name for name in config["keep"] if name not in names]
-    chunks = read_table_in_chunks(config["input"], columns, config["chunk_rows"])
+    predictor = predictor_of(artefact, settings.accelerator, settings.num_draws)
+    names = artefact.transform.names
+    columns = names + [name for name in settings.keep if name not in names]
+    chunks = read_table_in_chunks(settings.input, columns, settings.chunk_rows)
     partial = output.with_name(f".{output.name}.part")
     try:
-        count = write(partial, _predict(artefact, predictor, chunks, config["keep"], intervals))
+        count = write(partial, _predict(artefact, predictor, chunks, settings.keep, settings.intervals))
+        if count == 0:
+            raise UsageError(f"input={settings.input} has no rows.")
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
@@ -66,13 +82,21 @@ def _predict(
         x = torch.from_numpy(artefact.transform.apply(chunk))
         tiles = [prediction_columns(tile, artefact.target, intervals) for tile in predictor(x)]
         joined = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
-        kept = {name: chunk[name].to_numpy() for name in keep}
-        yield pd.DataFrame({**kept, **joined})
+        twice = [name for name in keep if name in joined]
+        if twice:
+            raise UsageError(
+                f"keep: '{twice[0]}' is the name of a column of predictions too: rename it in the input."
+            )
+        yield pd.concat([chunk[keep].reset_index(drop=True), pd.DataFrame(joined)], axis=1)
 
 
-def _writer(output: Path) -> Any:
+def _writer(output: Path, source: Path) -> Write:
     if not output.parent.is_dir():
         raise UsageError(f"output={output}: the folder {output.parent} does not exist.")
+    if output.is_dir():
+        raise UsageError(f"output={output} is a folder, it must name a file.")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UsageError(f"output={output} is the input itself: choose another file.")
     name = output.name.lower()
     if name.endswith(".csv"):
         return _write_csv
@@ -97,7 +121,12 @@ def _write_parquet(path: Path, tables: Iterator[pd.DataFrame]) -> int:
     try:
         for table in tables:
             batch = pa.Table.from_pandas(table, preserve_index=False)
-            writer = writer or pq.ParquetWriter(path, batch.schema)
+            if writer is None:
+                # A kept column that is empty so far may hold anything later, and anything can be text.
+                fields = [
+                    pa.field(f.name, pa.string()) if pa.types.is_null(f.type) else f for f in batch.schema
+                ]
+                writer = pq.ParquetWriter(path, pa.schema(fields))
             writer.write_table(batch.cast(writer.schema))
             count += len(table)
     finally:

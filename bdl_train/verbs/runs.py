@@ -6,51 +6,76 @@ Examples:
 """
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from bdl_train.build import settings_of
 from bdl_train.config import Options
-from bdl_train.errors import Exit, UsageError, unknown_choice
+from bdl_train.errors import Exit
 from bdl_train.runs import RunDir, find_runs
 
-STATUSES = ("complete", "partial", "failed", "running", "queued", "interrupted")
 HEADLINES = ("test/nll", "test/rmse", "test/accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The keys of `conf/runs.yaml`."""
+
+    root: str
+    status: Literal["complete", "partial", "failed", "running", "queued", "interrupted"] | None
+    limit: Annotated[int, Field(ge=1)] | None
 
 
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Print one line a run: path, status, members, headline metrics."""
-    wanted = config["status"]
-    if wanted is not None and wanted not in STATUSES:
-        raise UsageError(unknown_choice("status", wanted, STATUSES))
-    rows = [(one, one.status()) for one in reversed(find_runs(config["root"]))]
-    rows = [(one, status) for one, status in rows if wanted in (None, status)][: config["limit"]]
+    settings = settings_of(Settings, config, key="")
+    rows = [(one, _status(one)) for one in reversed(find_runs(settings.root))]
+    rows = [(one, status) for one, status in rows if settings.status in (None, status)]
     if not rows:
-        print(f"no runs below {config['root']}: start one with bdl train")
+        kind = "" if settings.status is None else f"{settings.status} "
+        print(f"no {kind}runs below {settings.root}: start one with bdl train")
         return Exit.DONE
-    width = max(len(str(one.path)) for one, _ in rows)
-    for one, status in rows:
+    shown = rows[: settings.limit]
+    width = max(len(str(one.path)) for one, _ in shown)
+    for one, status in shown:
         print(f"{one.path!s:{width}}  {status:11}  {_members(one)}  {_headline(one)}".rstrip())
+    if len(shown) < len(rows):
+        print(f"{len(rows) - len(shown)} more: limit=null shows all")
     return Exit.DONE
 
 
+def _status(run_dir: RunDir) -> str:
+    try:
+        return run_dir.status()
+    except (ValueError, KeyError, TypeError):
+        return "damaged"
+
+
 def _members(run_dir: RunDir) -> str:
-    plan = _json(run_dir.plan)
-    total = sum(len(stack["members"]) for stack in plan.get("stacks", []))
-    manifest = _json(run_dir.manifest)
-    if not manifest:
-        return f"{total} members"
-    done = sum(entry["status"] == "done" for entry in manifest["members"])
-    return f"{done}/{total} members"
+    try:
+        total = sum(len(stack["members"]) for stack in _json(run_dir.plan)["stacks"])
+        manifest = _json(run_dir.manifest)
+        if not manifest:
+            return f"{total} members"
+        done = sum(entry["status"] == "done" for entry in manifest["members"])
+        return f"{done}/{total} members"
+    except (KeyError, TypeError):
+        return "? members"
 
 
 def _headline(run_dir: RunDir) -> str:
     metrics = _json(run_dir.metrics)
-    shown = [(key, metrics[key]) for key in HEADLINES if metrics.get(key) is not None]
+    shown = [(key, metrics[key]) for key in HEADLINES if isinstance(metrics.get(key), float)]
     return "  ".join(f"{key} {value:.4g}" for key, value in shown)
 
 
-def _json(path: Any) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     """A listing shows what it can: a damaged file is an empty cell here, and an error in the verb that needs it."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -1,5 +1,8 @@
 """Train a Bayesian ensemble and score its posterior predictive.
 
+A stopped or killed run is finished by `resume=<run>`: its own config and plan decide, and beside it only cluster.*,
+tracking.* and, while none of its stacks has finished, a larger trainer.max_epochs may be given.
+
 Examples:
     bdl train
     bdl train data=uci data.name=energy likelihood=heteroscedastic_gaussian inference=deep_ensemble num_members=5
@@ -8,46 +11,86 @@ Examples:
 """
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
-from bdl_train.build import build
-from bdl_train.config import Options, mask_secrets, override_key
+from bdl_train.build import build, settings_of
+from bdl_train.config import Options, mask_secrets
 from bdl_train.data import Data
 from bdl_train.distributed import Job, Launcher
 from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
-from bdl_train.distributed.plan import Plan, plan
+from bdl_train.distributed.plan import Plan, plan, refit
 from bdl_train.errors import WORSE, Exit, UsageError, guarded
 from bdl_train.evaluation.compare import show
-from bdl_train.evaluation.evaluate import evaluate, write_evaluation
+from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, locked, read_json, write_bytes, write_json
+from bdl_train.runs import RunDir, locked, read_json, sha256, write_bytes, write_json
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
 from bdl_train.training.problem import Recipe
-from bdl_train.verbs._runs import load_data, read_config
+from bdl_train.verbs._resume import check_unchanged, resumed_config
+from bdl_train.verbs._runs import load_data
 from bdl_train.verbs.compare import compare_runs
 
 MULTIRUN = True
 
-RESUMABLE = ("resume", "allow", "tracking", "cluster", "trainer.max_epochs")
-"""What may be given beside `resume=`: where the work runs, and a larger budget."""
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The keys of `conf/train.yaml` that belong to no group."""
+
+    num_members: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+    output_dir: str
+    name: str | None
+    resume: str | None
+    plan_only: bool
+    check_prior: bool
+    allow: list[str]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Settings":
+        return settings_of(
+            cls, {one.name: config[one.name] for one in fields(cls) if one.name in config}, key=""
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run, checked and ready to be launched.
+
+    Attributes:
+        inputs: What the run depends on beside its config: the data's fingerprint, the run behind its prior.
+        start: `time.monotonic()` at the beginning.
+    """
+
+    config: dict[str, Any]
+    settings: Settings
+    recipe: Recipe
+    data: Data
+    inputs: dict[str, Any]
+    tracker: Tracker
+    launcher: Launcher
+    start: float
 
 
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Train one run."""
-    launcher = _launcher(_settings(config, options))
+    settled = _settled(config, options)
+    launcher = _launcher(settled)
     try:
-        return train(config, options, launcher)[0]
+        return train(settled, launcher)[0]
     finally:
         launcher.close()
 
@@ -63,9 +106,10 @@ def run_many(configs: list[dict[str, Any]], options: Options) -> Exit:
             one = replace(options, overrides=words, multirun_index=i)
 
             def job(config: dict[str, Any] = config, one: Options = one) -> Exit:
-                key = repr(config["cluster"])
-                launchers.setdefault(key, _launcher(config))
-                status, run_dir = train(config, one, launchers[key])
+                settled = _settled(config, one)
+                key = repr(settled["cluster"])
+                launchers[key] = launchers.get(key) or _launcher(settled)
+                status, run_dir = train(settled, launchers[key])
                 if run_dir is not None and run_dir.metrics.is_file():
                     finished.append(run_dir)
                 return status
@@ -89,110 +133,113 @@ def _launcher(config: Mapping[str, Any]) -> Launcher:
     return build(config["cluster"], Launcher, key="cluster")
 
 
-def _settings(config: dict[str, Any], options: Options) -> dict[str, Any]:
-    """The config to train with: the given one, or that of the run to resume."""
-    if config["resume"] is None:
-        return config
-    given = {override_key(text) for text in options.overrides}
-    for key in sorted(given):
-        if not any(key == one or key.startswith(f"{one}.") for one in RESUMABLE):
-            raise UsageError(
-                f"{key} cannot change when a run is resumed: its config and plan decide. Beside resume=, only "
-                f"{', '.join(RESUMABLE[1:])} may be given."
-            )
-    run = RunDir.open(config["resume"], key="resume")
-    stored = read_config(run)
-    for group in ("cluster", "tracking"):
-        if any(key == group or key.startswith(f"{group}.") for key in given):
-            stored[group] = config[group]
-    if "trainer.max_epochs" in given:
-        if config["trainer"]["max_epochs"] < stored["trainer"]["max_epochs"]:
-            raise UsageError(
-                f"trainer.max_epochs={config['trainer']['max_epochs']} is below the run's "
-                f"{stored['trainer']['max_epochs']}: a resumed run can only train longer."
-            )
-        stored["trainer"]["max_epochs"] = config["trainer"]["max_epochs"]
-    return {**stored, "resume": config["resume"], "plan_only": False, "check_prior": False}
+def _settled(config: dict[str, Any], options: Options) -> dict[str, Any]:
+    return config if config["resume"] is None else resumed_config(config, options)
 
 
-def train(config: dict[str, Any], options: Options, launcher: Launcher) -> tuple[Exit, RunDir | None]:
+def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | None]:
     """One run from its config to its metrics; everything that can be refused is refused before a worker starts."""
-    config = _settings(config, options)
     start = time.monotonic()
+    settings = Settings.of(config)
+    if settings.resume is not None and RunDir(Path(settings.resume)).status() == "complete":
+        print(f"{settings.resume} is complete: nothing to resume.")
+        return Exit.DONE, RunDir(Path(settings.resume))
+    config = _with_absolute_paths(config)
     data = load_data(config)
     data.require_train()
     recipe = Recipe.of(config, data)
-    if config["resume"] is None:
-        the_plan = plan(
-            config["num_members"],
-            launcher.resources(),
-            num_workers=launcher.num_workers,
-            members_per_stack=launcher.members_per_stack,
-            cpus_per_stack=launcher.cpus_per_stack,
-            gpus_per_stack=launcher.gpus_per_stack,
-        )
-        run = RunDir.create(config["output_dir"], config["name"] or data.name)
-        write_bytes(run.config, yaml.safe_dump(_stored(config), sort_keys=False, allow_unicode=True).encode())
-        write_json(run.plan, the_plan.to_json(config["seed"]))
-    else:
-        run = RunDir(Path(config["resume"]))
-        the_plan = Plan.from_json(read_json(run.plan))
-        if run.manifest.is_file() and run.status() == "complete":
-            print(f"{run.path} is complete: nothing to resume.")
-            return Exit.DONE, run
-    with locked(run):
-        return _train(config, run, the_plan, recipe, data, launcher, start)
+    today = plan(
+        settings.num_members,
+        launcher.resources(),
+        num_workers=launcher.num_workers,
+        members_per_stack=launcher.members_per_stack,
+        cpus_per_stack=launcher.cpus_per_stack,
+        gpus_per_stack=launcher.gpus_per_stack,
+    )
+    _check_device(recipe.trainer.accelerator, launcher.gpus_per_stack)
+    tracker = build(config["tracking"], Tracker, key="tracking")
+    work = Work(config, settings, recipe, data, _inputs(config, data), tracker, launcher, start)
+    if settings.resume is not None:
+        return _resume(RunDir(Path(settings.resume)), work, today)
+    run_dir = RunDir.create(settings.output_dir, _experiment(settings, data))
+    try:
+        _write_config(run_dir, config)
+        write_json(run_dir.plan, {**today.to_json(settings.seed), "inputs": work.inputs})
+        with locked(run_dir):
+            return _carry_out(run_dir, work, today)
+    except UsageError:
+        _remove_untrained(run_dir)
+        raise
 
 
-def _stored(config: Mapping[str, Any]) -> dict[str, Any]:
-    return mask_secrets({key: value for key, value in config.items() if key not in ("resume", "allow")})
+def _resume(run_dir: RunDir, work: Work, today: Plan) -> tuple[Exit, RunDir]:
+    with locked(run_dir):
+        check_unchanged(run_dir, work.inputs)
+        recorded = Plan.from_json(read_json(run_dir.plan))
+        _write_config(run_dir, work.config)
+        return _carry_out(run_dir, work, refit(recorded, today))
 
 
-def _train(
-    config: dict[str, Any],
-    run: RunDir,
-    the_plan: Plan,
-    recipe: Recipe,
-    data: Data,
-    launcher: Launcher,
-    start: float,
-) -> tuple[Exit, RunDir]:
+def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan) -> tuple[Exit, RunDir]:
     for reason in the_plan.reasons:
         print(f"plan: {reason}")
-    if config["plan_only"]:
-        print(f"plan written to {run.plan}")
-        return Exit.DONE, run
-    if config["check_prior"]:
+    if work.settings.plan_only:
+        print(f"plan written to {run_dir.plan}; train it with: bdl train resume={run_dir.path}")
+        return Exit.DONE, run_dir
+    if work.settings.check_prior:
         from bdl_train.evaluation.prior_check import check_prior
 
-        check_prior(run, recipe, data)
-    run.stop_file.unlink(missing_ok=True)
-    progress = Progress({task.id: len(task.members) for task in the_plan.stacks})
-    listeners: list[Tracker] = [progress, build(config["tracking"], Tracker, key="tracking")]
-    follower = Follower(run, listeners)
-    for listener in listeners:
-        listener.start(run, _stored(config))
-    status, metrics, evaluation = "failed", {}, None
+        check_prior(run_dir, work.recipe, work.data)
+    run_dir.stop_file.unlink(missing_ok=True)
+    follower = Follower(
+        run_dir, [Progress({task.id: len(task.members) for task in the_plan.stacks}), work.tracker]
+    )
+    follower.start(_stored(work.config))
+    status, metrics, entries, evaluation = "failed", {}, [], None
     try:
-        with _stop_on_signal(run):
-            results = launcher.launch(the_plan.stacks, Job(config, data, run), follower.tick)
-        entries = member_entries(the_plan, results)
+        with _stop_on_signal(run_dir):
+            results = work.launcher.launch(
+                the_plan.stacks, Job(work.config, work.data, run_dir), follower.tick
+            )
         if any(result["status"] == "stopped" for result in results.values()):
             status = "stopped"
-            print(f"stopped on request; finish it with: bdl train resume={run.path}")
-            return Exit.STOPPED, run
-        status = run_status(entries)
-        if status != "failed":
-            write_posterior(run, config, recipe, data, entries, results)
-            evaluation = evaluate(Predictor(read_artefact(run.posterior)), data.test, data.target)
-            metrics = write_evaluation(run, "test", evaluation, "test")
-            write_json(run.metrics, metrics)
-        write_manifest(
-            run, status=status, entries=entries, results=results, data=data, seconds=time.monotonic() - start
-        )
+        else:
+            entries = member_entries(the_plan, results)
+            status, evaluation, metrics = _collect(run_dir, work, entries, results)
     finally:
-        for listener in listeners:
-            listener.finish(status, metrics)
+        follower.finish(status, metrics)
+    if status == "stopped":
+        print(f"stopped on request; finish it with: bdl train resume={run_dir.path}")
+        return Exit.STOPPED, run_dir
+    _report(run_dir, work.data, entries, evaluation)
+    return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run_dir
+
+
+def _collect(
+    run_dir: RunDir, work: Work, entries: list[dict[str, Any]], results: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Evaluation | None, dict[str, float | None]]:
+    """Write posterior, evaluation and, last, the manifest; returns status, evaluation and flat metrics."""
+    status, evaluation, metrics = run_status(entries), None, {}
+    if status != "failed":
+        write_posterior(run_dir, work.config, work.recipe, work.data, entries, results)
+        evaluation = evaluate(Predictor(read_artefact(run_dir.posterior)), work.data.test, work.data.target)
+        metrics = write_evaluation(run_dir, "test", evaluation, "test")
+        write_json(run_dir.metrics, metrics)
+    write_manifest(
+        run_dir,
+        status=status,
+        entries=entries,
+        results=results,
+        data=work.data,
+        inputs={name: value for name, value in work.inputs.items() if name != "data"},
+        seconds=time.monotonic() - work.start,
+    )
+    return status, evaluation, metrics
+
+
+def _report(
+    run_dir: RunDir, data: Data, entries: list[dict[str, Any]], evaluation: Evaluation | None
+) -> None:
     lost = [entry for entry in entries if entry["status"] != "done"]
     for entry in lost:
         print(f"member {entry['id']} failed: {entry['reason']}")
@@ -201,18 +248,79 @@ def _train(
             f"{len(entries) - len(lost)} of {len(entries)} members" if lost else f"{len(entries)} members"
         )
         show_metrics(f"\n{data.name}: test metrics of {members} ({len(data.test)} rows)", evaluation.metrics)
-    print(f"\nrun: {run.path}")
-    return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run
+    print(f"\nrun: {run_dir.path}")
+
+
+# --- the run directory ------------------------------------------------------------------------------------------
+
+
+def _experiment(settings: Settings, data: Data) -> str:
+    name = settings.name or data.name
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        key = "data.name" if settings.name is None else "name"
+        raise UsageError(
+            f"{key}={name!r} names the folder of the experiment inside output_dir: give it another `name`."
+        )
+    return name
+
+
+def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Workers, and later verbs, may stand in another folder than this process."""
+
+    def absolute(key: str, value: Any) -> Any:
+        is_path = key in ("root", "path", "test_path", "cache", "run") and isinstance(value, str)
+        return str(Path(value).absolute()) if is_path and (key == "root" or Path(value).exists()) else value
+
+    groups = {
+        name: {key: absolute(key, one) for key, one in config[name].items()} for name in ("data", "prior")
+    }
+    return {**config, **groups}
+
+
+def _inputs(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    earlier = config["prior"].get("run")
+    if earlier is None:
+        return {"data": data.fingerprint()}
+    digest = sha256(RunDir(Path(earlier)).posterior / "posterior.json")
+    return {"data": data.fingerprint(), "prior_run": {"path": earlier, "posterior_sha256": digest}}
+
+
+def _check_device(accelerator: str, gpus_per_stack: float) -> None:
+    if accelerator == "gpu" and gpus_per_stack == 0:
+        raise UsageError(
+            "trainer.accelerator=gpu, but cluster.gpus_per_stack=0 gives no stack a GPU: set it above 0."
+        )
+    if accelerator == "cpu" and gpus_per_stack > 0:
+        raise UsageError(
+            f"trainer.accelerator=cpu would leave cluster.gpus_per_stack={gpus_per_stack:g} unused: set one of them."
+        )
+
+
+def _stored(config: Mapping[str, Any]) -> dict[str, Any]:
+    return mask_secrets({key: value for key, value in config.items() if key not in ("resume", "allow")})
+
+
+def _write_config(run_dir: RunDir, config: Mapping[str, Any]) -> None:
+    write_bytes(run_dir.config, yaml.safe_dump(_stored(config), sort_keys=False, allow_unicode=True).encode())
+
+
+def _remove_untrained(run_dir: RunDir) -> None:
+    """A run that was refused before any member was trained leaves nothing behind."""
+    if not any(run_dir.posterior.glob("*")) and not any(run_dir.path.glob("stacks/*/checkpoint.pt")):
+        shutil.rmtree(run_dir.path, ignore_errors=True)
+        with suppress(OSError):  # other runs of the experiment
+            run_dir.path.parent.rmdir()
 
 
 @contextmanager
-def _stop_on_signal(run: RunDir) -> Iterator[None]:
+def _stop_on_signal(run_dir: RunDir) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks the stacks to save and stop; the second ends at once."""
 
     def stop(signum: int, frame: Any) -> None:
-        if run.stop_file.exists():
+        if run_dir.stop_file.exists():
             raise KeyboardInterrupt
-        run.stop_file.touch()
+        run_dir.stop_file.touch()
         os.write(2, b"\nstopping: members save their state (once more to end at once)\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,0 +1,58 @@
+"""One stack's work, the same under every launcher: train it, keep its log, turn what it raises into a result."""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bdl_train.distributed import Job
+from bdl_train.errors import UsageError
+from bdl_train.training.train_stack import STOPPED, StackTask, train_stack
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "log.txt"
+
+
+def work(task: StackTask, job: Job) -> dict[str, Any]:
+    """The result of `train_stack`, or `{"status": "failed", "reason": ...}`; the traceback goes to the stack's log.
+
+    A stack that is reached after a stop was requested does not start.
+
+    Raises:
+        UsageError: what should have been refused before the launch; it ends the run.
+    """
+    if job.run.stop_file.exists():
+        return dict(STOPPED)
+    path = job.run.stack(task.id) / LOG_FILE
+    with _logging_to(path):
+        try:
+            return train_stack(task, job.config, job.data, job.run)
+        except UsageError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            log.error("Stack %s failed: %s (all of it: %s)", task.id, reason, path)
+            with path.open("a") as file:
+                traceback.print_exc(file=file)
+            return {"status": "failed", "reason": reason}
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = logging.getLogger("bdl_train")
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = ours.level
+    if not ours.isEnabledFor(logging.INFO):
+        ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+        handler.close()
