@@ -44,8 +44,9 @@ def run(*words: Any, cwd: Path, **env: str) -> str:
 
 def test_every_package_folder_is_listed():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bdl_train").rglob("*.py")}
-    found = {".".join(folder.parts) for folder in folders}
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"bdl_train.conf"}
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders |= {Path("bdl_train/conf"), *(Path("bdl_train/conf", group) for group in groups)}
+    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(".".join(folder.parts) for folder in folders)
 
 
 @pytest.fixture(scope="session")
