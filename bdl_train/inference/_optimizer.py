@@ -36,7 +36,7 @@ def optimizer_from(node: Mapping[str, Any]) -> MakeOptimizer:
         return cls(tensors, **settings)
 
     try:
-        make([torch.zeros(1)])
+        make([torch.zeros(1, 1)])
     except (ValueError, TypeError) as error:
         raise UsageError(f"optimizer: {cls.__name__} refused its settings: {error}") from error
     reason = _why_not_elementwise(make)
@@ -115,3 +115,8 @@ class FlatOptimizer:
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(stored)
+        # torch casts scalars such as NAdam's product of momenta to the parameters' dtype; they go on as they were.
+        state = self.optimizer.state[self.flat]
+        for name, value in stored["state"].get(0, {}).items():
+            if torch.is_tensor(value):
+                state[name] = state[name].to(value.dtype)

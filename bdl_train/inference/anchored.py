@@ -65,15 +65,16 @@ class Anchored(Method[AnchoredState]):
     def check(self, setting: Setting) -> None:
         if self.perturb_targets and _known_noise(setting.likelihood) is None:
             raise UsageError(
-                "inference.perturb_targets=true needs the noise of a Gaussian likelihood: use likelihood=gaussian with "
-                "likelihood.learn_noise=false, or inference.perturb_targets=false for the form without perturbed targets."
+                "inference.perturb_targets=true needs the noise of a Gaussian likelihood: use likelihood=gaussian "
+                "with likelihood.learn_noise=false, or inference.perturb_targets=false for the form without "
+                "perturbed targets."
             )
 
     def check_prior(self, prior: BoundPrior) -> None:
         if not isinstance(prior, BoundGaussian):
             raise UsageError(
-                "inference=anchored needs a Gaussian prior for every parameter: a recentred draw of another family is no "
-                "posterior sample. Use prior=gaussian, or Gaussians in every entry of prior.patterns."
+                "inference=anchored needs a Gaussian prior for every parameter: a recentred draw of another family "
+                "is no posterior sample. Use prior=gaussian, or Gaussians in every entry of prior.patterns."
             )
 
     def init(self, problem: Problem) -> AnchoredState:

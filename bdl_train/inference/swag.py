@@ -76,9 +76,10 @@ class SwagState(DescentState):
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         super().load_state_dict(stored)
         device = self.stack.flat.device
-        self.moments = Moments(
-            **{name: v.to(device) if torch.is_tensor(v) else v for name, v in stored["moments"].items()}
-        )
+        moments: dict[str, Any] = {
+            name: v.to(device) if torch.is_tensor(v) else v for name, v in stored["moments"].items()
+        }
+        self.moments = Moments(**moments)
 
 
 @dataclass(frozen=True, kw_only=True)
