@@ -3,8 +3,10 @@
 Shape letters: M members, P parameters of one member, B batch, O outputs.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from bdl_train.likelihoods import PREFIX, Likelihood
 from bdl_train.priors import BoundGaussian, BoundPrior, Prior, join
 from bdl_train.stack import Layout, StackedNetwork
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Potential:
         prior: Over the flat vector, the likelihood's parameters included.
         num_data: N, training examples (not augmented views).
         layout: Of the flat vector.
+        compile: Run the gradient of the likelihood under torch.compile.
     """
 
     network: StackedNetwork
@@ -52,6 +57,7 @@ class Potential:
     prior: BoundPrior
     num_data: int
     layout: Layout
+    compile: bool = False
 
     def __call__(
         self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, train: bool = True
@@ -71,18 +77,75 @@ class Potential:
 
     def value_and_grad(self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> "Gradient":
         """The potential and its gradient at `flat` `[M, P]`, in train mode."""
-        leaf = flat.detach().requires_grad_(True)
-        log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
-        nll_M = -log_lik_MB.mean(-1)
-        (grad_MP,) = torch.autograd.grad(nll_M.sum(), leaf)
+        nll_M, grad_MP, new_buffers = self._nll_and_grad(flat, buffers, batch)
         log_prior_M, prior_grad_MP = self.prior.log_prob_and_grad(flat)
-        nll_M = nll_M.detach()
         return Gradient(
             nll_M - log_prior_M / self.num_data,
             nll_M,
             grad_MP.sub_(prior_grad_MP, alpha=1 / self.num_data),
             {name: buffer.detach() for name, buffer in new_buffers.items()},
         )
+
+    @cached_property
+    def _nll_and_grad(self) -> "NllAndGrad":
+        return CompiledOrEager(self) if self.compile else self.nll_and_grad
+
+    def nll_and_grad(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean negative log likelihood `[M]`, its gradient `[M, P]`, and the buffers after the pass in train mode."""
+        leaf = flat.detach().requires_grad_(True)
+        log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
+        nll_M = -log_lik_MB.mean(-1)
+        (grad_MP,) = torch.autograd.grad(nll_M.sum(), leaf)
+        return nll_M.detach(), grad_MP, new_buffers
+
+    def traceable_nll_and_grad(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same as one graph for a compiler; without one, torch.func is the slower of the two."""
+
+        def total(leaf: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+            log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
+            nll_M = -log_lik_MB.mean(-1)
+            return nll_M.sum(), (nll_M, new_buffers)
+
+        grad_MP, (_, (nll_M, new_buffers)) = torch.func.grad_and_value(total, has_aux=True)(flat)
+        return nll_M, grad_MP, new_buffers
+
+
+NllAndGrad = Callable[[Tensor, Mapping[str, Tensor], Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+class CompiledOrEager:
+    """A gradient under torch.compile; where torch cannot compile it, the eager one, and the log says why.
+
+    A graph is compiled at the first call and for each new shape of a batch.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        self._eager, self._template = potential.nll_and_grad, potential.network.template
+        # One process trains one stack at a time; graphs of the stack before would count against torch's limit.
+        torch.compiler.reset()
+        self._run = torch.compile(potential.traceable_nll_and_grad, fullgraph=True, dynamic=False)
+
+    def __call__(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self._template.train()
+        try:
+            return self._run(flat, buffers, batch)
+        except Exception as error:  # dynamo, inductor and the C++ compiler each raise their own
+            if self._run is self._eager:
+                raise
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            log.warning(
+                "trainer.compile: torch cannot compile this gradient, it runs uncompiled: %s: %s",
+                type(error).__name__,
+                reason,
+            )
+            self._run = self._eager
+            return self._eager(flat, buffers, batch)
 
 
 class Gradient(NamedTuple):

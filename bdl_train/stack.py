@@ -191,9 +191,7 @@ class StackedNetwork:
             shared: Every member sees the same `x`.
         """
         own = {name: params[name] for name in self._names}
-        if (
-            not torch.compiler.is_compiling()
-        ):  # a compiled caller has set the mode: a graph cannot hold the change
+        if not torch.compiler.is_compiling():  # a graph cannot hold this change: a compiled caller makes it
             self.template.train(train)
         run = self._vmap if self.executor == "vmap" else self._loop
         return run(own, dict(buffers), x, shared)

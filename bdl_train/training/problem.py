@@ -1,5 +1,6 @@
 """From a resolved config and a data set to the problem of one stack."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from bdl_train.potential import Potential, joint_prior
 from bdl_train.priors import Prior
 from bdl_train.schedulers import Schedule
 from bdl_train.seeds import Stream, member_seed, run_seed
-from bdl_train.stack import Layout, StackedNetwork, build_stack, choose_executor
+from bdl_train.stack import Layout, Stack, StackedNetwork, build_stack, choose_executor
 from bdl_train.training.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,18 @@ class Recipe:
                 stack.flat[m, stack.layout.columns(weights)] = (draw[m] if bound.lead else draw).to(
                     device, dtype
                 )
+        require_different(stack)
         sample = torch.from_numpy(data.train.x[: min(len(data.train), 4)]).to(device)
         executor, reason = choose_executor(
             template.to(device), stack, data.inputs.prepare(sample, dtype), self.trainer.executor
         )
         potential = Potential(
-            StackedNetwork(template, executor), self.likelihood, prior, len(data.train), stack.layout
+            StackedNetwork(template, executor),
+            self.likelihood,
+            prior,
+            len(data.train),
+            stack.layout,
+            compile=self.trainer.compile,
         )
         steps_per_epoch = self.steps_per_epoch(len(data.train))
         problem = Problem(
@@ -126,6 +135,26 @@ class Recipe:
             clip_norm=self.trainer.clip_norm,
         )
         return problem, f"{executor}: {reason}"
+
+
+def require_different(stack: Stack) -> None:
+    """Refuse members that start at the same weights: they would be one member counted twice.
+
+    A network whose tensors all start as constants has nothing random to differ in; that is logged.
+
+    Raises:
+        RuntimeError: two members of a network with random initial values are equal.
+    """
+    if len({hash(flat.cpu().numpy().tobytes()) for flat in stack.flat}) == stack.num_members:
+        return
+    weights = [w.reshape(len(w), -1) for name, w in stack.params.items() if not name.startswith(PREFIX)]
+    if any(bool((w != w[:, :1]).any()) for w in weights):
+        raise RuntimeError(
+            "Two members of a stack start at the same weights, so the ensemble would count one network twice. "
+            "Does the model seed a generator or load weights in its constructor? Members are built one by one, "
+            "each under its own seed: leave torch's global generator alone there."
+        )
+    log.warning("All initial weights are constants: members start equal and differ only by their data order.")
 
 
 def split_seed(config: Mapping[str, Any]) -> int:
