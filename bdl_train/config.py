@@ -55,7 +55,7 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = 
             key that no code reads, `allow` set anywhere but on the command line.
     """
     config = _compose(verb, overrides, config_dir)
-    missing = [key for key, value in _leaves(config) if value == "???"]
+    missing = [key for key, value in leaves(config) if value == "???"]
     if missing:
         needed = " ".join(f"{key}=..." for key in missing)
         raise UsageError(f"{' and '.join(missing)} must be given: bdl {verb} {needed}")
@@ -189,11 +189,12 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and values of a config; lists are values."""
     if isinstance(node, dict):
         return [
             leaf
             for name, value in node.items()
-            for leaf in _leaves(value, f"{prefix}.{name}" if prefix else name)
+            for leaf in leaves(value, f"{prefix}.{name}" if prefix else name)
         ]
     return [(prefix, node)]

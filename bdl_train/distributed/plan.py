@@ -38,17 +38,25 @@ class Plan:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Plan":
-        stacks = tuple(
-            StackTask(
-                id=one["id"],
-                members=tuple(one["members"]),
-                cpus=one["cpus"],
-                gpus=one["gpus"],
-                attempt=one["attempt"],
+        """The inverse of `to_json`.
+
+        Raises:
+            UsageError: missing or misshapen entries.
+        """
+        try:
+            stacks = tuple(
+                StackTask(
+                    id=one["id"],
+                    members=tuple(one["members"]),
+                    cpus=one["cpus"],
+                    gpus=one["gpus"],
+                    attempt=one["attempt"],
+                )
+                for one in stored["stacks"]
             )
-            for one in stored["stacks"]
-        )
-        return cls(stacks, stored["num_workers"], tuple(stored["reasons"]))
+            return cls(stacks, stored["num_workers"], tuple(stored["reasons"]))
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"plan.json is damaged: {type(error).__name__} {error}.") from error
 
 
 def assign_members(num_members: int, num_stacks: int) -> list[range]:

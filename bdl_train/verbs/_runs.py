@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import yaml
 
+from bdl_train.config import MASK, leaves
 from bdl_train.data import Data
 from bdl_train.data._datamodule import source_from
 from bdl_train.errors import UsageError
@@ -71,6 +72,12 @@ def load_data(config: Mapping[str, Any]) -> Data:
     root = node.pop("root", None)
     if not isinstance(root, str):
         raise UsageError(f"data.root must be the folder of the data sets, got {root!r}.")
+    masked = [key for key, value in leaves(node, "data") if value == MASK]
+    if masked:
+        raise UsageError(
+            f"{masked[0]} was masked when the run was stored: secrets are kept nowhere. Let {node.get('_target_')} read "
+            "it from the environment."
+        )
     return source_from(node).load(root, split_seed(config))
 
 

@@ -269,8 +269,11 @@ def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Workers, and later verbs, may stand in another folder than this process."""
 
     def absolute(key: str, value: Any) -> Any:
-        is_path = key in ("root", "path", "test_path", "cache", "run") and isinstance(value, str)
-        return str(Path(value).absolute()) if is_path and (key == "root" or Path(value).exists()) else value
+        if key not in ("root", "path", "test_path", "cache", "run") or not isinstance(value, str):
+            return value
+        path = Path(value).expanduser().absolute()
+        # A path that is not here may be meant relative to data.root.
+        return str(path) if key == "root" or path.exists() else value
 
     groups = {
         name: {key: absolute(key, one) for key, one in config[name].items()} for name in ("data", "prior")
