@@ -48,6 +48,7 @@ class WriteEvents(pl.Callback):
         if pl_module.val_nll is not None:
             self._write("val/nll", pl_module.val_nll.tolist(), alive, step)
             self._events.write("val/stack_nll", [(None, pl_module.val_ensemble_nll)], step=step)
+            self._events.write("val/disagreement", [(None, pl_module.val_disagreement)], step=step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._progress(pl_module)

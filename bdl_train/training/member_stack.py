@@ -48,7 +48,9 @@ class MemberStack(pl.LightningModule):
         state: The method's state.
         nll_sum, num_logged: Training NLL `[M]` summed over the steps of the current epoch, and their number.
         val_nll: Mean validation NLL of each member `[M]` after the last epoch, nats; None before the first.
-        val_ensemble_nll: The same of the mixture of the stack's active members.
+        val_ensemble_nll: The same of the mixture of the stack's members that did not diverge.
+        val_disagreement: Mean epistemic part of that mixture: mutual information in nats, or variance of the means in
+            units of the standardised target.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class MemberStack(pl.LightningModule):
         self.num_logged = 0
         self.val_nll: Tensor | None = None
         self.val_ensemble_nll: float | None = None
+        self.val_disagreement: float | None = None
         self._uses_torch_dropout = any(
             isinstance(one, nn.modules.dropout._DropoutNd)
             for one in state.potential.network.template.modules()
@@ -150,6 +153,8 @@ class MemberStack(pl.LightningModule):
         self.val_nll = -reduce(Tensor.add, [log_prob for log_prob, _ in self._val_sums]) / num_val
         mixtures = [stats.nll.sum() for _, stats in self._val_sums if stats is not None]
         self.val_ensemble_nll = float(sum(mixtures)) / num_val if mixtures else None
+        epistemic = [stats.epistemic.sum() for _, stats in self._val_sums if stats is not None]
+        self.val_disagreement = float(sum(epistemic)) / num_val if epistemic else None
         self._val_sums = []
         # A stop in the middle of an epoch also validates; it must not count, or a resumed run would differ.
         if self.early_stopping is not None and self.at_epoch_end:
