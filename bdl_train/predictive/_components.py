@@ -6,7 +6,7 @@ Shape letters: C components, B rows, K counts.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Self
@@ -63,9 +63,9 @@ class Components(ABC):
         """P(Y < v), `[C, B]`."""
         return self.cdf(v)
 
-    def quantile(self, weights: Tensor, level: float) -> Tensor:
-        """`[B]`."""
-        return _solve.quantile(self, weights, level)
+    def quantiles(self, weights: Tensor, levels: Sequence[float]) -> Tensor:
+        """`[Q, B]`."""
+        return torch.stack([_solve.quantile(self, weights, level) for level in levels])
 
     def crps(self, weights: Tensor, y: Tensor) -> Tensor:
         """E|Y − y| − ½ E|Y − Y'| (Gneiting & Raftery, 2007, equation 21), `[B]`."""
@@ -180,7 +180,12 @@ def _t_table(df: float, size: int = 8192) -> Tensor:
     value = np.concatenate([[0.0], special.stdtr(df, t), [1.0]])
     slope = np.concatenate([[0.0], stats.t.pdf(t, df) * (1 + t**2), [0.0]]) * (math.pi / size)
     rise = np.diff(value)
-    columns = (value[:-1], slope[:-1], 3 * rise - 2 * slope[:-1] - slope[1:], slope[:-1] + slope[1:] - 2 * rise)
+    columns = (
+        value[:-1],
+        slope[:-1],
+        3 * rise - 2 * slope[:-1] - slope[1:],
+        slope[:-1] + slope[1:] - 2 * rise,
+    )
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
@@ -218,12 +223,16 @@ class Poisson(Components):
         low_B, high_B = self._bounds(-math.log(level), -math.log1p(-level))
         return low_B - 1, high_B
 
-    def quantile(self, weights: Tensor, level: float) -> Tensor:
+    def quantiles(self, weights: Tensor, levels: Sequence[float]) -> Tensor:
         low, cdf_KB = self._sums(weights)
-        if cdf_KB is not None:
-            return low + (cdf_KB < level).sum(0)
+        if cdf_KB is None:
+            return torch.stack([self._wide_quantile(weights, level) for level in levels])
+        found = torch.stack([low + (cdf_KB < level).sum(0) for level in levels]).double()
+        return torch.where(cdf_KB[-1].isnan(), torch.nan, found)
+
+    def _wide_quantile(self, weights: Tensor, level: float) -> Tensor:
         # Whole numbers around the continuous solution, the smallest that reaches the level.
-        near_B = _Smooth(self.rate).quantile(weights, level).round()
+        near_B = _solve.quantile(_Smooth(self.rate), weights, level).round()
         found_B = near_B + 2
         for shift in (1, 0, -1, -2):
             reaches = weights @ self.cdf(near_B + shift) >= level
@@ -245,9 +254,10 @@ class Poisson(Components):
     def _sums(self, weights: Tensor) -> tuple[int, Tensor | None]:
         """The first count that matters, and F of it and its followers, `[K, B]`; None when they are too many."""
         low_B, high_B = self._bounds(37.0, 37.0)  # e^-37 is rounding
-        if not bool(high_B.isfinite().all()):
-            return 0, torch.full((1, len(high_B)), torch.nan, dtype=torch.float64, device=high_B.device)
-        low, high = int(low_B.min().floor()), int(high_B.max().ceil())
+        known = high_B.isfinite()
+        if not bool(known.any()):
+            return 0, torch.full_like(high_B, torch.nan)[None]
+        low, high = int(low_B[known].min().floor()), int(high_B[known].max().ceil())
         if high - low >= MAX_COUNTS:
             return low, None
         log_rate = self.rate.log()
@@ -279,9 +289,6 @@ class _Smooth(Poisson):
 
     def cdf(self, v: Tensor) -> Tensor:
         return self._smooth_cdf(v)
-
-    def quantile(self, weights: Tensor, level: float) -> Tensor:
-        return _solve.quantile(self, weights, level)
 
 
 @singledispatch
