@@ -3,13 +3,16 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from bdl_train.data import Data, Part
 from bdl_train.inference import Method, Problem, State, StepLog
 from bdl_train.inference._optimizer import optimizer_from
 from bdl_train.likelihoods import PREFIX, Likelihood
@@ -23,7 +26,7 @@ from bdl_train.priors.gaussian import Gaussian
 from bdl_train.schedulers import Schedule
 from bdl_train.schedulers.constant import Constant
 from bdl_train.seeds import Stream, member_seed
-from bdl_train.specs import InputSpec
+from bdl_train.specs import InputSpec, TargetKind, TargetSpec
 from bdl_train.stack import Executor, StackedNetwork, build_stack
 from bdl_train.training.feed import StepFeed
 
@@ -193,3 +196,42 @@ def through_disk(stored: Any) -> Any:
     torch.save(stored, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
+
+
+def data_of(of: Example, *, num_val: int = 8, num_test: int = 4) -> Data:
+    """The same examples as `training` gets them: float32, the last ones for validation and test."""
+    num_train = len(of.y) - num_val - num_test
+    x = of.x.float().numpy()
+    y = of.y.float().numpy() if of.y.is_floating_point() else of.y.numpy()
+    stops = np.cumsum([0, num_train, num_val, num_test])
+    train, val, test = (
+        Part(x[start:stop], y[start:stop], np.arange(start, stop)) for start, stop in pairwise(stops)
+    )
+    if of.y.is_floating_point():
+        target = TargetSpec(TargetKind.CONTINUOUS)
+    else:
+        target = TargetSpec(TargetKind.CLASS, classes=("a", "b", "c"))
+    return Data("tiny", train, val, test, of.inputs, target)
+
+
+def config_of(**changed: Any) -> dict[str, Any]:
+    """A resolved config that trains `example("mlp")` for 6 epochs in float64; groups are merged with `changed`."""
+    config: dict[str, Any] = {
+        "model": {**node_of("model", "mlp"), "hidden": [6], "activation": "tanh"},
+        "likelihood": {**node_of("likelihood", "gaussian"), "noise_std": 0.5, "learn_noise": False},
+        "prior": {**node_of("prior", "gaussian"), "scale": 0.5},
+        "inference": {**node_of("inference", "deep_ensemble"), "patience": None},
+        "optimizer": node_of("optimizer", "adam"),
+        "scheduler": node_of("scheduler", "constant"),
+        "trainer": {
+            **node_of("trainer", "default"),
+            "max_epochs": 6,
+            "precision": "64-true",
+            "steps_per_call": 2,
+        },
+        "data": {"batch_size": 8},
+        "seed": RUN_SEED,
+    }
+    for group, settings in changed.items():
+        config[group] = settings if "_target_" in settings else {**config[group], **settings}
+    return config

@@ -23,7 +23,8 @@ class StepFeed:
 
     Each epoch has N // B full batches; the few examples left over differ from epoch to epoch, since every epoch has a
     new order. All batches have one shape, so a compiled step compiles once. Iterating starts at the step
-    that `position` reports, in the middle of an epoch after a resume.
+    that `position` reports, in the middle of an epoch after a resume. It has no length: Lightning would ask once, and
+    hold every later epoch to the few batches that a resumed one had left.
 
     Args:
         seeds: Order seed of each member.
@@ -53,10 +54,6 @@ class StepFeed:
         # Epochs use the multiples of the golden ratio's word; the inverted seed keeps the two families apart.
         seeds = [(~seed + step * _GOLDEN) & _MASK63 for seed in self.seeds]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __len__(self) -> int:
-        left = self.steps_per_epoch - self._position() % self.steps_per_epoch
-        return -(-left // self.steps_per_call)
 
     def __iter__(self) -> Iterator[Tensor]:
         epoch, first = divmod(self._position(), self.steps_per_epoch)

@@ -44,9 +44,11 @@ def finalise(
         Izmailov et al. (2018), arXiv:1803.05407, Section 3.2; Maddox et al. (2019), Algorithm 1.
     """
     flats, all_buffers = [], []
-    for flat, buffers in posterior.draw(num_draws, seed):
-        flats.append(flat)
-        all_buffers.append(_estimate(network, layout, inputs, flat, buffers, x, batch_size, max_batches))
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(seed)  # for torch's own dropout in a user's network
+        for flat, buffers in posterior.draw(num_draws, seed):
+            flats.append(flat)
+            all_buffers.append(_estimate(network, layout, inputs, flat, buffers, x, batch_size, max_batches))
     names = all_buffers[0]
     return Atoms(
         torch.stack(flats), {name: torch.stack([one[name] for one in all_buffers]) for name in names}

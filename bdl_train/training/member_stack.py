@@ -131,6 +131,10 @@ class MemberStack(pl.LightningModule):
         self.nll_sum += log.nll
         self.num_logged += 1
 
+    def on_train_epoch_end(self) -> None:
+        if not bool(self.state.active.any()):
+            self.trainer.should_stop = True
+
     def validation_step(self, rows: slice, batch_idx: int) -> None:
         stack, potential = self.state.stack, self.state.potential
         x = self.inputs.prepare(self.val_part.x[rows], stack.flat.dtype)

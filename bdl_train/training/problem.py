@@ -51,7 +51,7 @@ class Recipe:
             likelihood=build(config["likelihood"], Likelihood, key="likelihood"),
             prior=build(config["prior"], Prior, key="prior"),
             method=build(config["inference"], Method, key="inference"),
-            schedule=build(config["scheduler"], Schedule, key="scheduler"),
+            schedule=schedule_from(config["scheduler"]),
             trainer=build(config["trainer"], TrainerSettings, key="trainer"),
             optimizer=config["optimizer"],
             batch_size=config["data"]["batch_size"],
@@ -135,6 +135,22 @@ class Recipe:
             clip_norm=self.trainer.clip_norm,
         )
         return problem, f"{executor}: {reason}"
+
+
+def schedule_from(node: Mapping[str, Any]) -> Schedule:
+    """The schedule of a config node.
+
+    Raises:
+        UsageError: a scheduler of torch, or anything else that is no `Schedule`.
+    """
+    target = str(node.get("_target_", ""))
+    if target.startswith("torch."):
+        raise UsageError(
+            f"scheduler={target.rpartition('.')[2]} is one of torch's, which keep a state of their own and may look at "
+            "the loss: members of a stack would share one decision. A schedule here is a function of the step: use "
+            "scheduler=constant, cosine or step."
+        )
+    return build(node, Schedule, key="scheduler")
 
 
 def require_different(stack: Stack) -> None:

@@ -46,6 +46,7 @@ class StackTask:
 
 
 STOPPED = {"status": "stopped"}
+DIVERGED = "its potential or gradient became NaN or infinite: lower optimizer.lr or set trainer.clip_norm"
 
 
 def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: RunDir) -> dict[str, Any]:
@@ -133,13 +134,15 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
             return dict(STOPPED)
         if early_stopping is not None:
             early_stopping.restore(state)
-        posteriors = method.posterior(state)
+        # Members that diverged before a posterior could be formed must not hide why.
+        failed = state.failed.tolist()
+        posteriors = [] if all(failed) else method.posterior(state)
         entries = []
-        for m, (member, posterior) in enumerate(zip(task.members, posteriors, strict=True)):
+        for m, member in enumerate(task.members):
             entry = {"id": member, "seed": member_seed(recipe.seed, member, Stream.INIT, task.attempt)}
-            reason = _why_unusable(posterior, bool(state.failed[m]))
+            reason = DIVERGED if failed[m] else _why_unusable(posteriors[m])
             if reason is None:
-                posterior = _finalised(posterior, recipe, problem, data, train, member)
+                posterior = _finalised(posteriors[m], recipe, problem, data, train, member)
                 entry |= {"status": "done", **write_member(run.posterior, member, posterior)}
                 if early_stopping is not None:
                     entry["best_epoch"] = int(early_stopping.best_epoch[m])
@@ -216,9 +219,7 @@ def _finalised(
     )
 
 
-def _why_unusable(posterior: MemberPosterior, failed: bool) -> str | None:
-    if failed:
-        return "its potential or gradient became NaN or infinite: lower optimizer.lr or set trainer.clip_norm"
+def _why_unusable(posterior: MemberPosterior) -> str | None:
     if not all(bool(torch.isfinite(t).all()) for t in posterior.tensors().values() if t.is_floating_point()):
         return "its posterior holds NaN or infinite values"
     return None
