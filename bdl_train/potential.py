@@ -138,11 +138,11 @@ class CompiledOrEager:
         except Exception as error:  # dynamo, inductor and the C++ compiler each raise their own
             if self._run is self._eager:
                 raise
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             log.warning(
                 "trainer.compile: torch cannot compile this gradient, it runs uncompiled: %s: %s",
                 type(error).__name__,
-                reason,
+                " ".join(lines[:2]),
             )
             self._run = self._eager
             return self._eager(flat, buffers, batch)

@@ -20,6 +20,7 @@ def _one_thread():
 
 
 @pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler uses its own old parts
 @pytest.mark.parametrize("executor", ["vmap", "loop"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_compiled_and_eager_gradients_agree_step_by_step(name: str, executor, caplog):
@@ -28,7 +29,7 @@ def test_compiled_and_eager_gradients_agree_step_by_step(name: str, executor, ca
     compiled = replace(eager, compile=True)
     flat, buffers = the_work.problem.stack.flat, the_work.problem.stack.buffers
     generator = torch.Generator().manual_seed(0)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="bdl_train"):
         for step in range(4):
             batch = the_work.batch(torch.randint(26, (M, 8), generator=generator))
             one = compiled.value_and_grad(flat, buffers, batch)
@@ -77,7 +78,7 @@ def test_a_gradient_that_cannot_be_compiled_runs_uncompiled_and_the_log_says_why
     potential, flat = branching(compiled=True)
     eager, _ = branching(compiled=False)
     batch = work(example("mlp"), range(M)).batch(torch.arange(24).reshape(M, 8))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="bdl_train"):
         first = potential.value_and_grad(flat, {}, batch)
         second = potential.value_and_grad(flat, {}, batch)
     assert len([record for record in caplog.records if "runs uncompiled" in record.message]) == 1
