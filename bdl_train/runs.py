@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,7 +95,10 @@ class RunDir:
     def status(self) -> str:
         """`complete`, `partial` or `failed` from the manifest, else `running` or `interrupted` from the lock."""
         if self.manifest.is_file():
-            return str(read_json(self.manifest)["status"])
+            manifest = read_json(self.manifest)
+            if not isinstance(manifest, dict) or "status" not in manifest:
+                raise UsageError(f"{self.manifest} has no status: the run directory is damaged.")
+            return str(manifest["status"])
         return "running" if lock_is_held(self.lock) else "interrupted"
 
 
@@ -110,17 +113,17 @@ def find_runs(root: str | Path) -> list[RunDir]:
 
 
 def to_json(value: Any) -> Any:
-    """A value that strict JSON can hold: NaN and infinities become null, paths and enums their text."""
+    """A value that strict JSON can hold: NaN and infinities become null, arrays lists, the rest its text."""
     if isinstance(value, Mapping):
         return {str(name): to_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(one) for one in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
-    if hasattr(value, "item") and getattr(value, "size", getattr(value, "numel", lambda: 1)()) == 1:
-        return to_json(value.item())
+    if hasattr(value, "tolist"):  # of numpy and torch, which this module does not import
+        return to_json(value.tolist())
     return str(value)
 
 
@@ -150,11 +153,15 @@ def read_json(path: Path) -> Any:
         UsageError: missing or not JSON; the message names the file.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing: the run is unfinished or damaged.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}. The run directory is damaged.") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def sha256(path: Path) -> str:
@@ -166,14 +173,22 @@ def sha256(path: Path) -> str:
 
 
 def lock_is_held(path: Path) -> bool:
-    """Whether a living process holds the lock: its heartbeat is fresh, or it runs on this machine."""
+    """Whether a living process holds the lock: its heartbeat is fresh and, on this machine, its process exists."""
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return _is_held(path.read_bytes())
+    except OSError:
         return False
-    if stored["host"] == socket.gethostname() and not _is_alive(stored["pid"]):
+
+
+def _is_held(lock: bytes) -> bool:
+    try:
+        stored = json.loads(lock)
+        host, pid, heartbeat = stored["host"], int(stored["pid"]), float(stored["heartbeat"])
+    except (ValueError, TypeError, KeyError):
         return False
-    return time.time() - stored["heartbeat"] < STALE_S
+    if host == socket.gethostname() and not _is_alive(pid):
+        return False
+    return time.time() - heartbeat < STALE_S
 
 
 def _is_alive(pid: int) -> bool:
@@ -193,18 +208,15 @@ def locked(run: RunDir) -> Iterator[None]:
     Raises:
         UsageError: another living process holds it.
     """
-    if lock_is_held(run.lock):
-        holder = read_json(run.lock)
-        raise UsageError(
-            f"{run.path} is in use by process {holder['pid']} on {holder['host']}: wait for it, or stop it first."
-        )
+    _acquire(run.lock)
     done = threading.Event()
 
     def beat() -> None:
-        while True:
-            write_json(run.lock, {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()})
-            if done.wait(HEARTBEAT_S):
-                return
+        while not done.wait(HEARTBEAT_S):
+            try:
+                write_bytes(run.lock, _lock_content())
+            except OSError:  # a full disk now may have room at the next beat
+                continue
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -214,6 +226,52 @@ def locked(run: RunDir) -> Iterator[None]:
         done.set()
         thread.join()
         run.lock.unlink(missing_ok=True)
+
+
+def _lock_content() -> bytes:
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}).encode()
+
+
+def _acquire(lock: Path) -> None:
+    mine = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.tmp")
+    mine.write_bytes(_lock_content())
+    try:
+        for _ in range(2):
+            try:
+                os.link(mine, lock)  # fails if it exists: of two that start together one wins
+                return
+            except FileExistsError:
+                _remove_stale(lock)
+            except OSError:  # a file system without hard links
+                _remove_stale(lock)
+                mine.replace(lock)
+                return
+        raise UsageError(f"{lock.parent} is in use by a process that has just started: wait for it.")
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _remove_stale(lock: Path) -> None:
+    try:
+        found = lock.read_bytes()
+    except FileNotFoundError:
+        return
+    if _is_held(found):
+        holder = json.loads(found)
+        raise UsageError(
+            f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}: "
+            "wait for it, or stop it first."
+        )
+    # Of two that find the same stale lock, one moves it; the other finds nothing, or the winner's and gives it back.
+    moved = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        lock.rename(moved)
+    except FileNotFoundError:
+        return
+    if moved.read_bytes() != found:
+        with suppress(FileExistsError):
+            os.link(moved, lock)
+    moved.unlink()
 
 
 # --- events ---------------------------------------------------------------------------------------------------
@@ -267,6 +325,8 @@ class EventReader:
             self._offsets[path] = self._offsets.get(path, 0) + end
             for line in block[:end].splitlines():
                 try:
-                    yield path.parent.name, json.loads(line)
+                    event = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(event, dict):
+                    yield path.parent.name, event

@@ -85,7 +85,9 @@ def _number_metrics(rows: RowScores, unit: str) -> list[Metric]:
     for level in INTERVALS:
         percent = round(100 * level)
         meaning = f"rows inside their central {percent} % interval; {level:.2f} is right"
-        found.append(Metric(f"coverage_{percent}", coverage(c["pit"], level), "share", meaning, ""))
+        found.append(
+            Metric(f"coverage_{percent}", coverage(c["pit_below"], c["pit"], level), "share", meaning, "")
+        )
     found += [
         Metric(
             "interval_width_95",
@@ -106,9 +108,13 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def coverage(pit: np.ndarray, level: float) -> float:
-    """Share of targets inside the central interval: |F(y) − ½| ≤ level / 2, no quantile needed."""
-    inside = np.abs(pit - 0.5) <= level / 2
+def coverage(pit_below: np.ndarray, pit: np.ndarray, level: float) -> float:
+    """Share of targets from the (1 − level)/2 quantile to the (1 + level)/2 quantile, both included.
+
+    y is at least the quantile of p if P(Y ≤ y) ≥ p, and at most that of q if P(Y < y) < q: no quantile is needed, and
+    counts, whose distribution function jumps, are right too.
+    """
+    inside = (pit >= (1 - level) / 2) & (pit_below < (1 + level) / 2)
     return float(np.mean(np.where(np.isnan(pit), np.nan, inside)))
 
 
@@ -138,7 +144,7 @@ def adaptive_calibration_error(
     if np.isnan(confidence).any():
         return float("nan")
     # Rows of equal confidence share their rank, else the order of ties would change the result.
-    values, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
     bins = np.minimum((middle * num_bins / len(confidence)).astype(int), num_bins - 1)[inverse]
     gap = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
@@ -155,7 +161,7 @@ def aurc(confidence: np.ndarray, correct: np.ndarray) -> float:
     """
     if np.isnan(confidence).any():
         return float("nan")
-    values, inverse = np.unique(-confidence, return_inverse=True)
+    _, inverse = np.unique(-confidence, return_inverse=True)
     errors = np.bincount(inverse, weights=1 - correct)
     counts = np.bincount(inverse)
     mean_error = np.repeat(errors / counts, counts)

@@ -23,9 +23,9 @@ class RowScores:
     """Columns of equal length, one entry a row; `merge` joins disjoint rows.
 
     Attributes:
-        columns: Name to `[N]` array. Numeric targets: y, mean, total_std, aleatoric_std, epistemic_std, nll, crps, pit,
-            lower_95, upper_95, error. Classes: y, prediction, confidence, correct, nll, brier, total, aleatoric, epistemic
-            (nats).
+        columns: Name to `[N]` array. Numeric targets: y, mean, total_std, aleatoric_std, epistemic_std, nll, crps, pit
+            (P(Y ≤ y)), pit_below (P(Y < y), lower than `pit` for counts), lower_95, upper_95, error. Classes: y,
+            prediction, confidence, correct, nll, brier, total, aleatoric, epistemic (nats).
         probs: `[N, K]` for classes, else None.
     """
 
@@ -102,6 +102,7 @@ def _(stats: NumberStats, mixture: Mixture, y: np.ndarray, target: TargetSpec) -
             "nll": stats.nll.cpu().numpy() + np.log(scale),
             "crps": mixture.crps(y_B).cpu().numpy() * scale,
             "pit": mixture.cdf(y_B).cpu().numpy(),
+            "pit_below": mixture.cdf_below(y_B).cpu().numpy(),
             "lower_95": edges[0] * scale + loc,
             "upper_95": edges[1] * scale + loc,
             "error": mean - raw,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from bdl_train.specs import InputSpec, TargetSpec
 from bdl_train.stack import Layout
 
 SCHEMA_VERSION = 1
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,39 @@ class Artefact:
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.meta["dtype"])
+        return DTYPES[self.meta["dtype"]]
 
     def network(self) -> nn.Module:
         """A network of the architecture, in eval mode; its own weights mean nothing."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             network = self.architecture.network(self.inputs, self.likelihood.num_outputs(self.target))
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
-        stored = dict(zip(self.layout.names, self.layout.shapes, strict=True))
-        weights = {name: shape for name, shape in stored.items() if not name.startswith(PREFIX)}
-        if shapes != weights:
-            raise UsageError(
-                "posterior.json describes another architecture than the stored weights: it is damaged."
-            )
         return network.to(self.dtype).eval()
+
+    def check(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            UsageError: weights or buffers of another architecture or likelihood.
+        """
+        network = self.network()
+        stored = dict(zip(self.layout.names, self.layout.shapes, strict=True))
+        weights = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+        noise = {f"{PREFIX}{name}": () for name in self.likelihood.params()}
+        if stored != {**weights, **noise}:
+            raise UsageError(
+                "posterior.json describes another architecture or likelihood than the stored weights: it is damaged."
+            )
+        expected = {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in network.named_buffers()}
+        for index, member in zip(self.posterior.ids, self.posterior.members, strict=True):
+            flat, buffers = next(member.draw(1, 0))
+            found = {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in buffers.items()}
+            if flat.shape != (self.layout.num_params,) or flat.dtype != self.dtype or found != expected:
+                raise UsageError(
+                    f"Member {index} holds {list(flat.shape)} parameters of {flat.dtype} and the buffers "
+                    f"{sorted(found)}, its network has {self.layout.num_params} of {self.dtype} and "
+                    f"{sorted(expected)}: the posterior is damaged."
+                )
 
 
 def write_member(folder: Path, member: int, posterior: MemberPosterior) -> dict[str, Any]:
@@ -110,30 +130,45 @@ def read_artefact(folder: Path) -> Artefact:
         layout = Layout(
             tuple(meta["layout"]["names"]), tuple(tuple(shape) for shape in meta["layout"]["shapes"])
         )
-        return Artefact(
+        artefact = Artefact(
             meta=meta,
             posterior=read_members(folder, meta),
             architecture=architecture_from(meta["architecture"]),
             likelihood=build(meta["likelihood"], Likelihood, key="likelihood"),
             inputs=InputSpec.from_json(meta["inputs"]),
-            target=TargetSpec.from_json(meta["target"]),
+            target=_read_target(meta["target"]),
             transform=None if meta["transform"] is None else TableTransform.from_json(meta["transform"]),
             layout=layout,
         )
+        artefact.likelihood.check(artefact.target)
+        artefact.check()
+    return artefact
+
+
+def _read_target(stored: dict[str, Any]) -> TargetSpec:
+    target = TargetSpec.from_json(stored)
+    if not (math.isfinite(target.loc) and math.isfinite(target.scale) and target.scale > 0):
+        raise ValueError(f"its target has loc {target.loc} and scale {target.scale}.")
+    return target
 
 
 def read_members(folder: Path, meta: Mapping[str, Any]) -> EnsemblePosterior:
-    """The finished members that `meta` lists, each checked by hash and shape."""
-    sizes = [math.prod(shape) for shape in meta["layout"]["shapes"]]
+    """The finished members that `meta` lists, each checked by hash and shape.
+
+    Raises:
+        UsageError: none, one listed twice, or one that is missing or damaged.
+    """
+    num_params = sum(math.prod(shape) for shape in meta["layout"]["shapes"])
     entries = [entry for entry in meta["members"] if entry["status"] == "done"]
+    ids = [int(entry["id"]) for entry in entries]
     if not entries:
         raise UsageError(f"{folder} holds no finished member.")
-    return EnsemblePosterior(
-        [int(entry["id"]) for entry in entries],
-        [_read_member(folder, entry, sum(sizes)) for entry in entries],
-        int(meta["num_draws"]),
-        int(meta["draw_seed"]),
-    )
+    if len(set(ids)) < len(ids) or int(meta["num_draws"]) < 1:
+        raise UsageError(
+            f"{folder / 'posterior.json'} is damaged: members {ids}, num_draws {meta['num_draws']}."
+        )
+    members = [_read_member(folder, entry, num_params) for entry in entries]
+    return EnsemblePosterior(ids, members, int(meta["num_draws"]), int(meta["draw_seed"]))
 
 
 def read_checked(folder: Path, file: str, expected_sha256: str) -> dict[str, Tensor]:
@@ -146,7 +181,10 @@ def read_checked(folder: Path, file: str, expected_sha256: str) -> dict[str, Ten
         raise UsageError(
             f"{path} does not match its recorded SHA-256: it was changed or is damaged. It is not loaded."
         )
-    return load(content)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is no safetensors file: {error}.") from error
 
 
 def _read_member(folder: Path, entry: Mapping[str, Any], num_params: int) -> MemberPosterior:
@@ -163,11 +201,11 @@ def _read_member(folder: Path, entry: Mapping[str, Any], num_params: int) -> Mem
 def _damaged(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except UsageError:
+        raise
+    except (
+        Exception
+    ) as error:  # the file may come from anywhere, and so may the errors that its values provoke
         raise UsageError(
             f"{folder / 'posterior.json'} is damaged: {type(error).__name__} {error}."
         ) from error
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"{folder} is damaged: {error}") from error

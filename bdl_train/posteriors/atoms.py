@@ -59,6 +59,12 @@ class Atoms(MemberPosterior):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Atoms":
-        if "atoms" not in tensors or tensors["atoms"].ndim != 2:
-            raise ValueError("Atoms need a tensor 'atoms' of shape [K, P].")
-        return cls(tensors["atoms"], unprefixed(tensors))
+        if "atoms" not in tensors or tensors["atoms"].ndim != 2 or len(tensors["atoms"]) == 0:
+            raise ValueError("Atoms need a tensor 'atoms' of shape [K, P] with K of 1 or more.")
+        atoms, buffers = tensors["atoms"], unprefixed(tensors)
+        for name, buffer in buffers.items():
+            if buffer.ndim == 0 or len(buffer) != len(atoms):
+                raise ValueError(
+                    f"The buffer '{name}' {list(buffer.shape)} needs one entry for each of {len(atoms)} atoms."
+                )
+        return cls(atoms, buffers)

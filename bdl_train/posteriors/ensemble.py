@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bdl_train.errors import UsageError
 from bdl_train.posteriors import Draws, MemberPosterior, stack_draws
 from bdl_train.seeds import Stream, member_seed
 
@@ -29,7 +30,11 @@ class EnsemblePosterior:
         return len(self.members)
 
     def num_components(self, num_draws: int | None = None) -> int:
-        """Components of the predictive mixture, C."""
+        """Components of the predictive mixture, C.
+
+        Raises:
+            UsageError: `num_draws` below 1, or above the atoms of a member.
+        """
         return sum(self._count(member, num_draws) for member in self.members)
 
     def draw(self, num_draws: int | None = None, *, chunk_size: int) -> Iterator[Draws]:
@@ -40,6 +45,9 @@ class EnsemblePosterior:
         Args:
             num_draws: Draws a member; None = the method's own number.
             chunk_size: Most draws in memory at a time.
+
+        Raises:
+            UsageError: as `num_components`.
         """
         drawn, log_weights, owners = [], [], []
         for index, member in zip(self.ids, self.members, strict=True):
@@ -55,10 +63,16 @@ class EnsemblePosterior:
             yield stack_draws(drawn, log_weights, owners)
 
     def _count(self, member: MemberPosterior, num_draws: int | None) -> int:
-        asked = self.num_draws if num_draws is None else num_draws
-        if num_draws is None and member.num_atoms is not None:
-            return member.num_atoms
-        return asked
+        if num_draws is None:
+            return self.num_draws if member.num_atoms is None else member.num_atoms
+        if num_draws < 1:
+            raise UsageError(f"num_draws must be 1 or more, got {num_draws}.")
+        if member.num_atoms is not None and num_draws > member.num_atoms:
+            raise UsageError(
+                f"num_draws={num_draws} draws a member were asked for, this posterior holds {member.num_atoms} atoms "
+                f"a member: lower num_draws to {member.num_atoms} at most. Atoms are enumerated, never resampled."
+            )
+        return num_draws
 
     def only(self, index: int) -> "EnsemblePosterior":
         """The posterior of one member alone."""

@@ -75,9 +75,11 @@ class LowRankGaussian(MemberPosterior):
         if missing:
             raise ValueError(f"A low-rank Gaussian needs the tensors {', '.join(sorted(missing))}.")
         mean, variance, deviations = tensors["mean"], tensors["variance"], tensors["deviations"]
-        if variance.shape != mean.shape or deviations.shape[1:] != mean.shape:
+        if mean.ndim != 1 or variance.shape != mean.shape or deviations.shape[1:] != mean.shape:
             raise ValueError(
                 f"mean {list(mean.shape)}, variance {list(variance.shape)} and deviations "
                 f"{list(deviations.shape)} do not fit together."
             )
+        if len(deviations) == 1 or not bool((variance >= 0).all()):
+            raise ValueError("A variance is negative or NaN, or the low-rank part has a single column.")
         return cls(mean, variance, deviations, unprefixed(tensors))

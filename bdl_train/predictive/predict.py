@@ -223,7 +223,7 @@ class Predictor:
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
     def _loop(self, chunk: _Chunk, x: Tensor) -> Tensor:
-        """One draw after another, its weights put into the network: for small calls twice as fast as `functional_call`."""
+        """One draw after another, its weights put into the network: faster than `functional_call`."""
         weights = [(slot, chunk.params[name]) for name, slot in self.template.named_parameters()]
         buffers = [(slot, chunk.draws.buffers[name]) for name, slot in self.template.named_buffers()]
         outputs = []

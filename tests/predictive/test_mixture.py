@@ -140,7 +140,7 @@ def test_counts_are_sums_over_counts(rates: list[float], targets: list[float]):
     weights = np.arange(1, len(rates) + 1) / sum(range(1, len(rates) + 1))
     y = np.array(targets)
     k = np.arange(int(max(max(rates) + 20 * math.sqrt(max(rates)) + 60, y.max() + 2)))
-    cdf_K = sum(w * scipy.stats.poisson.cdf(k, rate) for w, rate in zip(weights, rates, strict=True))
+    cdf_K = np.stack([scipy.stats.poisson.cdf(k, rate) for rate in rates]).T @ weights
     rate_CB = tensor(rates)[:, None].expand(-1, len(y))
     mixture = Mixture(Poisson(rate_CB), tensor(np.log(weights)))
 
