@@ -58,7 +58,7 @@ def choices() -> list[tuple[str, str, str]]:
 
 
 def has_own_test(module: str) -> bool:
-    """Whether `tests/` holds `test_<module>.py` at the module's place, with or without further words around the name."""
+    """Whether `tests/` holds `test_<module>.py` at the module's place, words around the name allowed."""
     folder, _, stem = f"tests/{module}".rpartition("/")
     names = [path.stem for path in (ROOT / folder).glob("test_*.py")]
     return any(re.fullmatch(rf"test_(\w+_)?{stem}(_\w+)?", name) for name in names)
