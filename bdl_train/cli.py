@@ -21,7 +21,6 @@ LOG_ENV = "BDL_LOG"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `bdl` with these words (default: of the process) and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)

@@ -66,7 +66,9 @@ def prior_predictive(recipe: Recipe, data: Data, num_draws: int = NUM_DRAWS) -> 
     outputs = []
     with torch.no_grad():
         for chunk in flat.split(20):
-            buffers = {name: buffer.expand(len(chunk), *buffer.shape[1:]) for name, buffer in stack.buffers.items()}
+            buffers = {
+                name: buffer.expand(len(chunk), *buffer.shape[1:]) for name, buffer in stack.buffers.items()
+            }
             # Train mode: untrained running statistics would say nothing about the functions that training sees.
             params = stack.layout.unflatten(chunk)
             outputs.append(network(params, buffers, x, train=bool(buffers), shared=True)[0])
@@ -80,7 +82,10 @@ def summarise(components: Distribution, y: Tensor, target: TargetSpec) -> PriorC
     num_draws = components.batch_shape[0]
     log_weights = torch.full((num_draws,), -float(np.log(num_draws)))
     mixture = Mixture(components, log_weights)
-    edges = mixture.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).numpy() * target.scale + target.loc
+    edges = (
+        mixture.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).numpy() * target.scale
+        + target.loc
+    )
     pit = mixture.cdf(y.double()).numpy()
     stats = stats_of(components, log_weights, None)
     spread = float(stats.total.mean().sqrt())
@@ -88,9 +93,11 @@ def summarise(components: Distribution, y: Tensor, target: TargetSpec) -> PriorC
     inside = float(np.mean((pit > 0.025) & (pit < 0.975)))
     ratio = spread / max(data_std, 1e-12)
     if inside < 0.9:
-        verdict = f"too narrow: only {inside:.0%} of the targets lie inside its central 95 % interval; raise prior.scale"
+        verdict = f"too narrow: only {inside:.0%} of the targets lie inside its 95 % interval; raise prior.scale"
     elif ratio > 10:
-        verdict = f"very wide: it spreads {ratio:.0f} times as far as the targets; consider a lower prior.scale"
+        verdict = (
+            f"very wide: it spreads {ratio:.0f} times as far as the targets; consider a lower prior.scale"
+        )
     else:
         verdict = f"plausible: it covers {inside:.0%} of the targets and spreads {ratio:.1f} times as far as they do"
     raw = y.double().numpy() * target.scale + target.loc
@@ -105,7 +112,7 @@ def summarise(components: Distribution, y: Tensor, target: TargetSpec) -> PriorC
             "num_rows": len(y),
             "meaning": {
                 "prior_std": "standard deviation of the prior predictive, in the target's units",
-                "targets_inside_95": "share of training targets inside the central 95 % interval of the prior predictive",
+                "targets_inside_95": "share of training targets inside its central 95 % interval",
             },
         },
         {"targets": raw, "draws": means, "lower_95": edges[0], "upper_95": edges[1]},
@@ -124,7 +131,7 @@ def _(components: Distribution, y: Tensor, target: TargetSpec) -> PriorCheck:
     sure = float((confidence > 0.95).double().mean())
     class_probs = stats.mean_probs.mean(0).numpy()
     if sure > 0.5:
-        verdict = f"overconfident: {sure:.0%} of its predictions are more than 95 % sure before any data; lower prior.scale"
+        verdict = f"overconfident: {sure:.0%} of its predictions are above 95 % before any data; lower prior.scale"
     else:
         verdict = f"plausible: {sure:.0%} of its predictions are more than 95 % sure before any data"
     return PriorCheck(
@@ -169,7 +176,9 @@ def _plot(path: Path, check: PriorCheck, target: TargetSpec) -> None:
         for draw in curves["draws"][:8]:
             axes.plot(position, draw[order], color="#0072B2", linewidth=0.5, alpha=0.6)
         axes.plot([], [], color="#0072B2", linewidth=0.8, label="mean functions of 8 draws")
-        axes.plot(position, curves["targets"][order], color="#D55E00", linewidth=1.5, label="training targets")
+        axes.plot(
+            position, curves["targets"][order], color="#D55E00", linewidth=1.5, label="training targets"
+        )
         axes.set_xlabel("training rows, sorted by target")
         axes.set_ylabel(target.name)
         figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
