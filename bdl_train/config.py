@@ -151,6 +151,9 @@ def _words(text: str, override: "Override", schema: Schema) -> list[str]:
         if override.is_add() and not isinstance(value, dict):
             # Every group of a verb is in its defaults, so there is nothing to add to.
             return [str(override.input_line).removeprefix("+")]
+    if isinstance(value, dict):
+        # An open mapping such as prior.patterns takes any key; the class judges the others.
+        return [f"++{str(override.input_line).lstrip('+')}"]
     return [str(override.input_line)]
 
 

@@ -12,6 +12,9 @@ RESUMABLE = ("resume", "allow", "tracking", "cluster", "trainer.max_epochs")
 """What may be given beside `resume=`: where the work runs, and a larger budget while no stack has finished."""
 
 
+WORDS = {"data": "the data (by fingerprint)", "prior_run": "the posterior behind prior.run"}
+
+
 def resumed_config(config: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """The config of the run that `resume` names, with what the command line may change.
 
@@ -68,11 +71,14 @@ def check_unchanged(run: RunDir, inputs: Mapping[str, Any]) -> None:
     Raises:
         UsageError: the data or the earlier run behind the prior are not the same any more.
     """
-    recorded = read_json(run.plan).get("inputs", {})
+    stored = read_json(run.plan)
+    recorded = stored.get("inputs") if isinstance(stored, dict) else None
+    if not isinstance(recorded, dict):
+        raise UsageError(f"{run.plan} is damaged: it lacks what the run began with.")
     for name, now in inputs.items():
         before = recorded.get(name)
         if before != now:
             raise UsageError(
-                f"resume={run.path}: {name} is no longer what the run began with (then {before}, now {now}). "
-                "Restore it, or start a new run."
+                f"resume={run.path}: {WORDS[name]} changed since the run began (plan.json says {before}, now it is "
+                f"{now}). Restore what it was, or start a new run."
             )

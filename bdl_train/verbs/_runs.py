@@ -75,8 +75,8 @@ def load_data(config: Mapping[str, Any]) -> Data:
     masked = [key for key, value in leaves(node, "data") if value == MASK]
     if masked:
         raise UsageError(
-            f"{masked[0]} was masked when the run was stored: secrets are kept nowhere. Let {node.get('_target_')} read "
-            "it from the environment."
+            f"{masked[0]} was masked when the run was stored: secrets are kept nowhere. Let "
+            f"{node.get('_target_')} read it from the environment."
         )
     return source_from(node).load(root, split_seed(config))
 

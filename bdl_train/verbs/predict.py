@@ -79,6 +79,8 @@ def _predict(
 ) -> Iterator[pd.DataFrame]:
     assert artefact.transform is not None
     for chunk in chunks:
+        if len(chunk) == 0:
+            continue
         x = torch.from_numpy(artefact.transform.apply(chunk))
         tiles = [prediction_columns(tile, artefact.target, intervals) for tile in predictor(x)]
         joined = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +179,7 @@ class Diverging(nn.Module):
 
 
 @pytest.fixture
-def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of an importable module with a network and a data module of a user's own."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "my_things.py").write_text(USER_MODULE)

@@ -101,8 +101,8 @@ def test_combination_trains_and_scores(name, train, mixed_csv, data_folder, user
 
 
 def test_swag_with_batch_norm_stores_draws_with_statistics_of_their_own(train, data_folder):
-    words = "data=images data.name=colour data.batch_size=12 trainer.max_epochs=2 model=resnet20 model.width=2 inference.start_epoch=0"
-    run = train(*words.split(), f"data.root={data_folder}", "inference.num_draws=3").run
+    words = f"{COLOUR} data.root={data_folder} model=resnet20 model.width=2 inference.start_epoch=0"
+    run = train(*words.split(), "inference.num_draws=3").run
     artefact = read_artefact(run.posterior)
     assert artefact.meta["batch_norm"] == "re-estimated for every draw"
     assert {member.num_atoms for member in artefact.posterior.members} == {3}

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
-import bdl_train.distributed.collect
 import bdl_train.runs
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.priors.from_posterior import FromPosterior
 from bdl_train.runs import RunDir, find_runs, read_json, sha256
+from bdl_train.verbs import train as train_verb
 
 
 def files(run: RunDir) -> set[str]:
@@ -128,7 +128,7 @@ def test_a_run_without_a_manifest_is_interrupted_not_complete(train, monkeypatch
     def fail(*args, **kwargs):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(bdl_train.verbs.train, "write_manifest", fail)
+    monkeypatch.setattr(train_verb, "write_manifest", fail)
     said = train(status=1)
     assert "the disk is full" in said.err
     (run,) = find_runs("runs")
@@ -149,7 +149,8 @@ class Waves(Base):
 def test_no_secret_of_the_config_is_stored(train, bdl, user_package, tmp_path):
     (tmp_path / "own" / "secretive.py").write_text(SECRETIVE)
     (tmp_path / "conf" / "data").mkdir(parents=True)
-    node = "_target_: secretive.Waves\nbatch_size: 16\nrows: 60\nservice: {api_key: abc123, token: t0psecret, num_tokens: 4}\n"
+    service = "{api_key: abc123, token: t0psecret, num_tokens: 4}"
+    node = f"_target_: secretive.Waves\nbatch_size: 16\nrows: 60\nservice: {service}\n"
     (tmp_path / "conf" / "data" / "mine.yaml").write_text(node)
     words = ("data=mine", "likelihood=gaussian", f"allow=[secretive,{user_package}]", "--config-dir", "conf")
     run = train(*words).run
