@@ -6,6 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,24 @@ def test_torchs_dropout_trains_warns_and_is_reproducible(run, caplog, monkeypatc
     assert not set(hashes(plain)) & set(hashes(straight))
 
 
+def test_torchs_dropout_draws_a_new_mask_at_every_step(run):
+    """All examples equal and nothing learned: only the mask can tell one step from the next."""
+    tiny = data()
+    train = replace(tiny.train, x=np.ones_like(tiny.train.x), y=np.ones_like(tiny.train.y))
+    model = {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [
+            {"_target_": "torch.nn.Dropout", "p": 0.4},
+            {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 1},
+        ],
+    }
+    config = config_of(model=model, optimizer={"lr": 1e-15}, data={"batch_size": 26})
+    train_stack(task(), config, replace(tiny, train=train), run("one"))
+    curve = [e["value"] for e in events_of(run("one")) if e["key"] == "train/nll"]
+    assert len(curve) == 18
+    assert len({round(value, 6) for value in curve}) == 18
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_other_precisions_train_and_store_float32(precision: str, run):
     config = config_of(trainer={"precision": precision}, **BATCHES)
@@ -389,6 +408,18 @@ def test_other_precisions_train_and_store_float32(precision: str, run):
     assert atoms(run("one"), 0).dtype == torch.float32
     difference = (atoms(run("one"), 0) - atoms(run("double"), 0)).abs().max().item()
     assert 0 < difference < (1e-4 if precision == "32-true" else 0.1)
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler uses its own old parts
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_compiled_training_ends_where_eager_training_does(precision: str, run, caplog):
+    for compiled in (True, False):
+        config = config_of(trainer={"compile": compiled, "precision": precision}, **BATCHES)
+        hashes(train_stack(task(), config, data(), run(str(compiled))))
+    assert "uncompiled" not in caplog.text
+    tolerance = 1e-9 if precision == "64-true" else 0.02
+    torch.testing.assert_close(atoms(run("True"), 0), atoms(run("False"), 0), rtol=tolerance, atol=tolerance)
 
 
 def test_the_number_of_steps_per_call_changes_nothing(run):
