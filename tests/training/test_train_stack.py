@@ -1,114 +1,20 @@
 """Training one stack: resumed or straight through, alone or in company, whole or with members lost."""
 
-import functools
-import json
-import logging
 import math
 import random
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_problems import SmallConvNet, Work, config_of, data_of, example, node_of, work
+from stack_runs import BATCHES, CASES, MEMBERS, NUM_DATA, STEPS, at_step, atoms, data, hashes, task
+from tiny_problems import SmallConvNet, Work, config_of, data_of, example, work
 from torch import Tensor
 
-from bdl_train.data import Data
-from bdl_train.errors import UsageError
 from bdl_train.inference._descent import DescentState
-from bdl_train.inference.anchored import Anchored
 from bdl_train.inference.deep_ensemble import DeepEnsemble
-from bdl_train.inference.swag import Swag
-from bdl_train.runs import RunDir
 from bdl_train.training.checkpoints import LATEST
-from bdl_train.training.problem import Recipe
 from bdl_train.training.train_stack import StackTask, train_stack
-
-METHODS = {"deep_ensemble": DeepEnsemble, "anchored": Anchored, "swag": Swag}
-MEMBERS = (0, 1, 2)
-CONV = {
-    "model": {"_target_": "tiny_problems.SmallConvNet", "num_outputs": 3},
-    "likelihood": node_of("likelihood", "categorical"),
-}
-# 26 training examples in batches of 5: 5 steps an epoch, handed over as 2, 2 and 1.
-NUM_DATA, STEPS = 26 + 12, 5
-BATCHES = {"data": {"batch_size": 5}}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.setenv("BDL_ALLOW", "tiny_problems")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[[str], RunDir]:
-    return lambda name: RunDir(tmp_path / name)
-
-
-def task(members: tuple[int, ...] = MEMBERS) -> StackTask:
-    return StackTask(id="s0", members=members, cpus=1, gpus=0)
-
-
-def data(name: str = "mlp", **parts: int) -> Data:
-    return data_of(example(name, num_data=NUM_DATA), **parts)
-
-
-def hashes(result: dict[str, Any]) -> list[str]:
-    assert result["status"] == "done"
-    assert {entry["status"] for entry in result["members"]} == {"done"}
-    return [entry["sha256"] for entry in result["members"]]
-
-
-def at_step(monkeypatch, method: str, step: int, act: Callable[[DescentState], None]) -> None:
-    """Call `act` once, just before the step with this number."""
-    cls, done = METHODS[method], []
-    plain = cls.step
-
-    def watched(self: Any, state: Any, batch: Any) -> Any:
-        if state.step == step and not done:
-            done.append(step)
-            act(state)
-        return plain(self, state, batch)
-
-    monkeypatch.setattr(cls, "step", watched)
-
-
-CASES = {
-    "deep_ensemble": ("mlp", config_of(**BATCHES)),
-    "early_stopping": ("mlp", config_of(inference={"patience": 2}, trainer={"max_epochs": 9}, **BATCHES)),
-    "anchored": ("mlp", config_of(inference=node_of("inference", "anchored"), **BATCHES)),
-    "swag": (
-        "mlp",
-        config_of(
-            inference={**node_of("inference", "swag"), "max_rank": 3},
-            scheduler=node_of("scheduler", "cosine"),
-            model={"dropout": 0.2},
-            **BATCHES,
-        ),
-    ),
-    "swag_conv": (
-        "conv-batch-norm",
-        config_of(inference={**node_of("inference", "swag"), "num_draws": 2}, **CONV, **BATCHES),
-    ),
-    "early_stopping_conv": ("conv-batch-norm", config_of(inference={"patience": 1}, **CONV, **BATCHES)),
-}
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory) -> Callable[[str], dict[str, Any]]:
-    """The result of each case trained without a stop, once."""
-
-    @functools.cache
-    def result(case: str) -> dict[str, Any]:
-        name, config = CASES[case]
-        return train_stack(task(), config, data(name), RunDir(tmp_path_factory.mktemp(case)))
-
-    return result
 
 
 @pytest.mark.parametrize(
@@ -143,26 +49,6 @@ def test_stopped_and_resumed_is_straight_through_bit_for_bit(case: str, stops, r
     assert not (resumed_run.stack("s0") / LATEST).exists()
 
 
-@pytest.mark.parametrize("case", ["swag", "early_stopping_conv"])
-def test_a_crash_is_continued_from_the_last_checkpoint_bit_for_bit(case: str, run, straight, monkeypatch):
-    name, config = CASES[case]
-    config = {**config, "trainer": {**config["trainer"], "checkpoint_every_s": 0}}
-
-    def crash(state: DescentState) -> None:
-        raise OSError("the node is gone")
-
-    with monkeypatch.context() as patched:
-        at_step(patched, config["inference"]["_target_"].split(".")[2], 8, crash)
-        with pytest.raises(OSError, match="the node is gone"):
-            train_stack(task(), config, data(name), run("crashed"))
-    seen = []
-    at_step(
-        monkeypatch, config["inference"]["_target_"].split(".")[2], 7, lambda state: seen.append(state.step)
-    )
-    assert hashes(train_stack(task(), config, data(name), run("crashed"))) == hashes(straight(case))
-    assert seen == [7]  # the checkpoint after the call of steps 5 and 6
-
-
 def test_a_second_call_returns_the_result_without_training(run, monkeypatch):
     first = train_stack(task(), config_of(), data(), run("once"))
     monkeypatch.setattr(DeepEnsemble, "step", None)
@@ -179,10 +65,6 @@ def test_a_checkpoint_of_other_data_is_not_continued(run, monkeypatch):
     other = data_of(example("mlp", num_data=NUM_DATA), num_val=7, num_test=5)
     fresh = train_stack(task(), config_of(), other, run("fresh"))
     assert hashes(train_stack(task(), config_of(), other, target)) == hashes(fresh)
-
-
-def atoms(run: RunDir, member: int) -> Tensor:
-    return load_file(run.posterior / f"member-{member:05d}.safetensors")["atoms"]
 
 
 @pytest.mark.parametrize("executor", ["vmap", "loop"])
@@ -281,53 +163,6 @@ def test_when_all_members_diverge_each_is_reported_and_training_ends(
     assert result["steps"] < config["trainer"]["max_epochs"] * STEPS
 
 
-def events_of(run: RunDir) -> list[dict[str, Any]]:
-    def no_constant(text: str) -> None:
-        raise AssertionError(f"{text} is not JSON")
-
-    lines = (run.stack("s0") / "events.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=no_constant) for line in lines]
-
-
-def test_events_are_json_lines_with_five_keys_even_when_a_member_diverges(run, monkeypatch):
-    def diverge(state: DescentState) -> None:
-        state.stack.flat[2] = torch.nan
-
-    at_step(monkeypatch, "deep_ensemble", 12, diverge)
-    config = config_of(inference={"patience": 50}, **BATCHES)
-    train_stack(task((5, 6, 7)), config, data(), run("one"))
-    events = events_of(run("one"))
-    assert all(set(event) == {"time", "member", "step", "key", "value"} for event in events)
-    assert [event["step"] for event in events] == sorted(event["step"] for event in events)
-    curve = [(e["step"], e["member"]) for e in events if e["key"] == "train/nll"]
-    assert [member for step, member in curve if step == 5] == [5, 6, 7]
-    assert [member for step, member in curve if step == 30] == [5, 6]
-    assert {e["step"] for e in events if e["key"] == "val/nll"} == {5, 10, 15, 20, 25, 30}
-    assert {e["member"]: e["value"] for e in events if e["key"] == "member"} == {
-        5: "done",
-        6: "done",
-        7: "failed",
-    }
-    progress = [event["value"] for event in events if event["key"] == "progress"]
-    assert progress[-1]["step"] == progress[-1]["num_steps"] == 30
-    assert (progress[-1]["active"], progress[-1]["failed"]) == (2, 1)
-
-
-def test_logged_curves_are_the_mean_nll_of_training_and_validation(run):
-    config = config_of(optimizer={"lr": 1e-12}, trainer={"max_epochs": 2}, data={"batch_size": 26})
-    tiny = data()
-    train_stack(task((3,)), config, tiny, run("one"))
-    the_work = work(example("mlp"), [3])
-    network = the_work.example.make_network().double()
-    torch.nn.utils.vector_to_parameters(the_work.problem.stack.flat[0], network.parameters())
-    noise = torch.tensor(0.5, dtype=torch.float64)
-    found = {e["key"]: e["value"] for e in events_of(run("one")) if e["key"].endswith("/nll")}
-    for key, part in (("train/nll", tiny.train), ("val/nll", tiny.val)):
-        x, y = torch.from_numpy(part.x).double(), torch.from_numpy(part.y).double()
-        log_lik = torch.distributions.Normal(network(x)[:, 0], noise).log_prob(y)
-        assert found[key] == pytest.approx(-log_lik.mean().item(), rel=1e-6)
-
-
 def test_the_global_generators_are_untouched(run):
     before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
     train_stack(task(), CASES["swag_conv"][1], data("conv-batch-norm"), run("one"))
@@ -354,52 +189,6 @@ def test_every_draw_of_a_network_with_batch_norm_is_stored_with_its_own_statisti
             torch.testing.assert_close(stored["buffer:features.1.running_var"][k], var, rtol=1e-6, atol=1e-9)
 
 
-def test_torchs_dropout_trains_warns_and_is_reproducible(run, caplog, monkeypatch):
-    model = {
-        "_target_": "torch.nn.Sequential",
-        "_args_": [
-            {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 5},
-            {"_target_": "torch.nn.Dropout", "p": 0.4},
-            {"_target_": "torch.nn.Linear", "in_features": 5, "out_features": 1},
-        ],
-    }
-    config = config_of(model=model, **BATCHES)
-    before = torch.get_rng_state()
-    with caplog.at_level(logging.WARNING, logger="bdl_train"):
-        straight = train_stack(task(), config, data(), run("straight"))
-    assert "torch.nn dropout" in caplog.text
-    assert torch.equal(torch.get_rng_state(), before)
-    target = run("resumed")
-    target.path.mkdir()
-    with monkeypatch.context() as patched:
-        at_step(patched, "deep_ensemble", 7, lambda state: target.stop_file.touch())
-        train_stack(task(), config, data(), target)
-    target.stop_file.unlink()
-    torch.rand(3)  # whatever the global generator did in between
-    assert hashes(train_stack(task(), config, data(), target)) == hashes(straight)
-    without = {**config, "model": {**model, "_args_": [model["_args_"][0], model["_args_"][2]]}}
-    plain = train_stack(task(), without, data(), run("plain"))
-    assert not set(hashes(plain)) & set(hashes(straight))
-
-
-def test_torchs_dropout_draws_a_new_mask_at_every_step(run):
-    """All examples equal and nothing learned: only the mask can tell one step from the next."""
-    tiny = data()
-    train = replace(tiny.train, x=np.ones_like(tiny.train.x), y=np.ones_like(tiny.train.y))
-    model = {
-        "_target_": "torch.nn.Sequential",
-        "_args_": [
-            {"_target_": "torch.nn.Dropout", "p": 0.4},
-            {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 1},
-        ],
-    }
-    config = config_of(model=model, optimizer={"lr": 1e-15}, data={"batch_size": 26})
-    train_stack(task(), config, replace(tiny, train=train), run("one"))
-    curve = [e["value"] for e in events_of(run("one")) if e["key"] == "train/nll"]
-    assert len(curve) == 18
-    assert len({round(value, 6) for value in curve}) == 18
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_other_precisions_train_and_store_float32(precision: str, run):
     config = config_of(trainer={"precision": precision}, **BATCHES)
@@ -420,17 +209,3 @@ def test_compiled_training_ends_where_eager_training_does(precision: str, run, c
     assert "uncompiled" not in caplog.text
     tolerance = 1e-9 if precision == "64-true" else 0.02
     torch.testing.assert_close(atoms(run("True"), 0), atoms(run("False"), 0), rtol=tolerance, atol=tolerance)
-
-
-def test_the_number_of_steps_per_call_changes_nothing(run):
-    results = [
-        hashes(train_stack(task(), config_of(trainer={"steps_per_call": k}, **BATCHES), data(), run(str(k))))
-        for k in (1, 3, 16)
-    ]
-    assert results[0] == results[1] == results[2]
-
-
-def test_early_stopping_without_a_validation_part_is_refused():
-    with pytest.raises(UsageError, match=r"data.val_fraction above 0, or inference.patience=null"):
-        Recipe.of(config_of(inference={"patience": 3}), data(num_val=0))
-    Recipe.of(config_of(inference={"patience": None}), data(num_val=0))

@@ -1,6 +1,5 @@
 """From a resolved config to the problem of one stack: what is refused, and what every setting reaches."""
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -14,7 +13,6 @@ from bdl_train.errors import UsageError
 from bdl_train.inference import Problem
 from bdl_train.stack import build_stack
 from bdl_train.training.problem import Recipe, require_different
-from bdl_train.training.settings import TrainerSettings
 
 CPU = torch.device("cpu")
 
@@ -54,14 +52,6 @@ def test_trainer_compile_reaches_the_potential_that_the_method_steps_on(method: 
         recipe = Recipe.of(config_of(**settings), data())
         the_problem, _ = recipe.problem(data(), (0, 1), 0, CPU)
         assert recipe.method.init(the_problem).potential.compile is compiled
-
-
-def test_the_yaml_lists_every_setting_of_the_trainer():
-    settings = node_of("trainer", "default")
-    assert settings.pop("_target_") == f"{TrainerSettings.__module__}.TrainerSettings"
-    fields = dataclasses.fields(TrainerSettings)
-    assert set(settings) == {field.name for field in fields}
-    assert all(field.default is dataclasses.MISSING for field in fields)
 
 
 def test_members_are_built_by_their_own_seeds_whatever_the_stack():
@@ -141,3 +131,9 @@ def test_anchored_with_another_prior_is_refused_before_training():
     settings = {"inference": node_of("inference", "anchored"), "prior": node_of("prior", "laplace")}
     with pytest.raises(UsageError, match="inference=anchored needs a Gaussian prior"):
         Recipe.of(config_of(**settings), data())
+
+
+def test_early_stopping_without_a_validation_part_is_refused():
+    with pytest.raises(UsageError, match=r"data.val_fraction above 0, or inference.patience=null"):
+        Recipe.of(config_of(inference={"patience": 3}), data_of(example("mlp"), num_val=0))
+    Recipe.of(config_of(inference={"patience": None}), data_of(example("mlp"), num_val=0))
