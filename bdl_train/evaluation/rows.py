@@ -67,14 +67,16 @@ def _score(stats: PredictiveStats, mixture: Mixture | None, y: np.ndarray, targe
 @_score.register
 def _(stats: ClassStats, mixture: None, y: np.ndarray, target: TargetSpec) -> RowScores:
     probs_BK = stats.mean_probs.cpu().numpy()
-    prediction = probs_BK.argmax(1)
+    prediction, confidence = probs_BK.argmax(1), probs_BK.max(1)
+    # argmax takes NaN for the largest: such a row is neither right nor wrong.
+    correct = np.where(np.isnan(confidence), np.nan, prediction == y)
     one_hot = np.eye(probs_BK.shape[1])[y]
     return RowScores(
         {
             "y": y,
             "prediction": prediction,
-            "confidence": probs_BK.max(1),
-            "correct": (prediction == y).astype(np.float64),
+            "confidence": confidence,
+            "correct": correct,
             "nll": stats.nll.cpu().numpy(),
             "brier": np.square(probs_BK - one_hot).sum(1),
             "total": stats.total.cpu().numpy(),
