@@ -24,7 +24,8 @@ def optimizer_from(node: Mapping[str, Any]) -> MakeOptimizer:
         UsageError: not an optimiser, settings it refuses, or not elementwise.
     """
     cls = resolve(node.get("_target_", ""), Optimizer, key="optimizer")
-    settings = {name: value for name, value in node.items() if name != "_target_"}
+    given = {name: value for name, value in node.items() if name != "_target_"}
+    settings = dict(given)
     accepted = inspect.signature(cls).parameters
     unknown = [name for name in settings if name not in accepted]
     if unknown:
@@ -38,7 +39,7 @@ def optimizer_from(node: Mapping[str, Any]) -> MakeOptimizer:
     try:
         make([torch.zeros(1, 1)])
     except (ValueError, TypeError) as error:
-        raise UsageError(f"optimizer: {cls.__name__} refused its settings: {error}") from error
+        raise UsageError(f"optimizer: {cls.__name__} refused its settings {given}: {error}") from error
     reason = _why_not_elementwise(make)
     if reason:
         raise UsageError(

@@ -64,17 +64,22 @@ class Moments:
 
 
 class SwagState(DescentState):
-    """A descent whose trajectory is summarised in `moments`."""
+    """A descent whose trajectory is summarised in `moments` from `start_step` on.
 
-    def __init__(self, problem: Problem, max_rank: int) -> None:
+    The start is part of the state: a run resumed with more epochs goes on collecting what it has begun.
+    """
+
+    def __init__(self, problem: Problem, max_rank: int, start_step: int) -> None:
         super().__init__(problem)
+        self.start_step = start_step
         self.moments = Moments.zeros(self.stack.flat, max_rank)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "moments": dict(vars(self.moments))}
+        return {**super().state_dict(), "start_step": self.start_step, "moments": dict(vars(self.moments))}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
         super().load_state_dict(stored)
+        self.start_step = stored["start_step"]
         device = self.stack.flat.device
         moments: dict[str, Any] = {
             name: v.to(device) if torch.is_tensor(v) else v for name, v in stored["moments"].items()
@@ -126,11 +131,11 @@ class Swag(Method[SwagState]):
             )
 
     def init(self, problem: Problem) -> SwagState:
-        return SwagState(problem, self.max_rank)
+        num_epochs = problem.num_steps // problem.steps_per_epoch
+        return SwagState(problem, self.max_rank, self._start_step(num_epochs, problem.steps_per_epoch))
 
     def step(self, state: SwagState, batch: Batch) -> StepLog:
-        problem = state.problem
-        start = self._start_step(problem.num_steps // problem.steps_per_epoch, problem.steps_per_epoch)
+        problem, start = state.problem, state.start_step
         collecting = state.step >= start
         factor = self.lr_factor if collecting else problem.schedule.factor(state.step, max(1, start))
         log = descend(state, batch, factor)

@@ -348,3 +348,12 @@ def test_a_draw_depends_on_its_number_alone():
         assert torch.equal(torch.cat([chunk.flat for chunk in chunks]), whole)
     assert torch.equal(draws_of(members[0], 9)[:4], draws_of(members[0], 4))
     assert len(whole.unique(dim=0)) == 15
+
+
+def test_more_epochs_after_a_resume_leave_the_start_where_it_was():
+    method = swag(start_epoch=None)
+    begun = method.init(work(example("mlp"), [0, 1], num_epochs=4).problem)
+    longer = work(example("mlp"), [0, 1], num_epochs=40).problem
+    resumed = method.init(longer)
+    resumed.load_state_dict(begun.state_dict())
+    assert resumed.start_step == 2 * longer.steps_per_epoch
