@@ -3,6 +3,7 @@
 Everything a verb knows about a run it reads here. Standard library only.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -109,7 +110,13 @@ def is_run(path: Path) -> bool:
 def find_runs(root: str | Path) -> list[RunDir]:
     """All run directories below `root`, oldest first."""
     found = {path.parent for path in Path(root).rglob("config.yaml") if is_run(path.parent)}
-    return [RunDir(path) for path in sorted(found, key=lambda path: (path.name, str(path)))]
+    return [RunDir(path) for path in sorted(found, key=_started)]
+
+
+def _started(path: Path) -> tuple[str, int, str]:
+    """The time stamp in the name, and within one second the time of the plan, which is written once."""
+    plan = path / "plan.json"
+    return path.name.rpartition("-")[0], plan.stat().st_mtime_ns if plan.is_file() else 0, str(path)
 
 
 def to_json(value: Any) -> Any:
@@ -175,16 +182,9 @@ def sha256(path: Path) -> str:
 def lock_is_held(path: Path) -> bool:
     """Whether a living process holds the lock: its heartbeat is fresh and, on this machine, its process exists."""
     try:
-        return _is_held(path.read_bytes())
-    except OSError:
-        return False
-
-
-def _is_held(lock: bytes) -> bool:
-    try:
-        stored = json.loads(lock)
+        stored = json.loads(path.read_bytes())
         host, pid, heartbeat = stored["host"], int(stored["pid"]), float(stored["heartbeat"])
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return False
     if host == socket.gethostname() and not _is_alive(pid):
         return False
@@ -233,45 +233,26 @@ def _lock_content() -> bytes:
 
 
 def _acquire(lock: Path) -> None:
-    mine = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.tmp")
-    mine.write_bytes(_lock_content())
+    with _alone_in(lock.parent):
+        if lock_is_held(lock):
+            holder = read_json(lock)
+            raise UsageError(
+                f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}: "
+                "wait for it, or stop it first."
+            )
+        write_bytes(lock, _lock_content())
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of the processes of one machine that look at a lock and then take it, one at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        for _ in range(2):
-            try:
-                os.link(mine, lock)  # fails if it exists: of two that start together one wins
-                return
-            except FileExistsError:
-                _remove_stale(lock)
-            except OSError:  # a file system without hard links
-                _remove_stale(lock)
-                mine.replace(lock)
-                return
-        raise UsageError(f"{lock.parent} is in use by a process that has just started: wait for it.")
+        with suppress(OSError):  # some network file systems cannot lock a folder
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        mine.unlink(missing_ok=True)
-
-
-def _remove_stale(lock: Path) -> None:
-    try:
-        found = lock.read_bytes()
-    except FileNotFoundError:
-        return
-    if _is_held(found):
-        holder = json.loads(found)
-        raise UsageError(
-            f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}: "
-            "wait for it, or stop it first."
-        )
-    # Of two that find the same stale lock, one moves it; the other finds nothing, or the winner's and gives it back.
-    moved = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        lock.rename(moved)
-    except FileNotFoundError:
-        return
-    if moved.read_bytes() != found:
-        with suppress(FileExistsError):
-            os.link(moved, lock)
-    moved.unlink()
+        os.close(descriptor)
 
 
 # --- events ---------------------------------------------------------------------------------------------------

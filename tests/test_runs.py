@@ -294,8 +294,8 @@ def test_the_heart_beats_and_survives_a_full_disk(run: RunDir, monkeypatch: pyte
             raise OSError("disk full")
         write_bytes(path, content)
 
-    monkeypatch.setattr(runs, "write_bytes", full)
     with locked(run):
+        monkeypatch.setattr(runs, "write_bytes", full)
         first = read_json(run.lock)["heartbeat"]
         deadline = time.time() + 10
         while read_json(run.lock)["heartbeat"] == first and time.time() < deadline:
