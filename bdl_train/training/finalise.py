@@ -26,8 +26,8 @@ def finalise(
     *,
     num_draws: int,
     seed: int,
-    batch_size: int = 256,
-    max_batches: int = 64,
+    batch_size: int,
+    max_batches: int,
 ) -> Atoms:
     """Draw `num_draws` atoms and give each the batch-norm statistics of its own weights.
 
@@ -39,6 +39,8 @@ def finalise(
         x: Training inputs as stored, `[N, *shape]`.
         num_draws: Atoms to make.
         seed: Of the draws.
+        batch_size: Of the batches, as in training: deeper layers see inputs normalised by it.
+        max_batches: Most batches, spread evenly over the rows.
 
     Source:
         Izmailov et al. (2018), arXiv:1803.05407, Section 3.2; Maddox et al. (2019), Algorithm 1.

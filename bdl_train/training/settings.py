@@ -24,6 +24,7 @@ class TrainerSettings:
         clip_norm: Largest gradient norm of one member; null = no clipping.
         steps_per_call: Optimiser steps handed over in one Lightning batch.
         checkpoint_every_s: Seconds between checkpoints.
+        batch_norm_batches: Most training batches over which the batch-norm statistics of a posterior draw are estimated.
     """
 
     max_epochs: Annotated[int, Field(ge=1)]
@@ -34,6 +35,7 @@ class TrainerSettings:
     clip_norm: Annotated[float, Field(gt=0)] | None
     steps_per_call: Annotated[int, Field(ge=1)]
     checkpoint_every_s: Annotated[float, Field(ge=0)]
+    batch_norm_batches: Annotated[int, Field(ge=1)]
 
     @property
     def dtype(self) -> torch.dtype:

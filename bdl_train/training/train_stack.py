@@ -216,6 +216,8 @@ def _finalised(
         train.x,
         num_draws=recipe.method.num_draws,
         seed=seed,
+        batch_size=recipe.batch_size,
+        max_batches=recipe.trainer.batch_norm_batches,
     )
 
 

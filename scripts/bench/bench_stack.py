@@ -71,6 +71,7 @@ def shipped(data: Data, num_members: int, epochs: int) -> float:
             "clip_norm": None,
             "steps_per_call": 16,
             "checkpoint_every_s": 60.0,
+            "batch_norm_batches": 64,
         },
         "seed": 0,
     }

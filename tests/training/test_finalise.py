@@ -54,7 +54,7 @@ def test_each_draw_has_the_statistics_of_an_ordinary_module_with_its_weights(
     member, layout = posterior()
     network = StackedNetwork(SmallConvNet(3).double(), executor)
     x = images(dtype)
-    atoms = finalise(member, network, layout, spec, x, num_draws=DRAWS, seed=7, batch_size=8)
+    atoms = finalise(member, network, layout, spec, x, num_draws=DRAWS, seed=7, batch_size=8, max_batches=64)
     assert isinstance(atoms, Atoms)
     assert atoms.num_atoms == DRAWS
     drawn = [flat for flat, _ in member.draw(DRAWS, 7)]
@@ -87,7 +87,17 @@ def test_each_draw_has_the_statistics_of_an_ordinary_module_with_its_weights(
 def test_a_finalised_posterior_refuses_more_draws_than_it_stored():
     member, layout = posterior()
     network = StackedNetwork(SmallConvNet(3).double(), "loop")
-    atoms = finalise(member, network, layout, SPEC, images(torch.float64), num_draws=2, seed=7)
+    atoms = finalise(
+        member,
+        network,
+        layout,
+        SPEC,
+        images(torch.float64),
+        num_draws=2,
+        seed=7,
+        batch_size=256,
+        max_batches=64,
+    )
     with pytest.raises(ValueError, match="holds 2 atoms a member, 3 draws were asked for"):
         list(atoms.draw(3, seed=0))
 
@@ -97,7 +107,15 @@ def test_the_network_and_the_posterior_are_left_as_they_were():
     template = SmallConvNet(3).double()
     before = {name: buffer.clone() for name, buffer in member.buffers.items()}
     finalise(
-        member, StackedNetwork(template, "loop"), layout, SPEC, images(torch.float64), num_draws=1, seed=7
+        member,
+        StackedNetwork(template, "loop"),
+        layout,
+        SPEC,
+        images(torch.float64),
+        num_draws=1,
+        seed=7,
+        batch_size=256,
+        max_batches=64,
     )
     assert [m.momentum for m in template.modules() if isinstance(m, nn.BatchNorm2d)] == [0.1, 0.1]
     assert all(torch.equal(member.buffers[name], before[name]) for name in before)
@@ -124,7 +142,17 @@ def test_the_global_generator_is_untouched_even_with_torchs_dropout():
     x = images(torch.float64)
     before = torch.get_rng_state()
     one, other = (
-        finalise(member, StackedNetwork(template, "vmap"), layout, SPEC, x, num_draws=2, seed=7)
+        finalise(
+            member,
+            StackedNetwork(template, "vmap"),
+            layout,
+            SPEC,
+            x,
+            num_draws=2,
+            seed=7,
+            batch_size=256,
+            max_batches=64,
+        )
         for _ in range(2)
     )
     assert torch.equal(torch.get_rng_state(), before)

@@ -43,6 +43,7 @@ def test_weights_are_kept_in_float32_or_better(precision: str, dtype: torch.dtyp
         ("clip_norm", 0.0),
         ("steps_per_call", 0),
         ("checkpoint_every_s", -1),
+        ("batch_norm_batches", 0),
     ],
 )
 def test_values_out_of_range_are_refused_by_the_key(name: str, value: Any):
