@@ -93,7 +93,9 @@ def summarise(components: Distribution, y: Tensor, target: TargetSpec) -> PriorC
     inside = float(np.mean((pit > 0.025) & (pit < 0.975)))
     ratio = spread / max(data_std, 1e-12)
     if inside < 0.9:
-        verdict = f"too narrow: only {inside:.0%} of the targets lie inside its 95 % interval; raise prior.scale"
+        verdict = (
+            f"too narrow: only {inside:.0%} of the targets lie inside its 95 % interval; raise prior.scale"
+        )
     elif ratio > 10:
         verdict = (
             f"very wide: it spreads {ratio:.0f} times as far as the targets; consider a lower prior.scale"
@@ -131,7 +133,9 @@ def _(components: Distribution, y: Tensor, target: TargetSpec) -> PriorCheck:
     sure = float((confidence > 0.95).double().mean())
     class_probs = stats.mean_probs.mean(0).numpy()
     if sure > 0.5:
-        verdict = f"overconfident: {sure:.0%} of its predictions are above 95 % before any data; lower prior.scale"
+        verdict = (
+            f"overconfident: {sure:.0%} of its predictions are above 95 % before any data; lower prior.scale"
+        )
     else:
         verdict = f"plausible: {sure:.0%} of its predictions are more than 95 % sure before any data"
     return PriorCheck(
