@@ -32,6 +32,14 @@ FOREIGN_GROUPS = {"optimizer": "torch.optim.", "trainer": "bdl_train.training.se
 # Modules without a test file of their name, and the file that tests them.
 TESTED_BY = {
     "errors": "test_cli.py",
+    "evaluation/compare": "verbs/test_evaluate_runs_compare.py",
+    "evaluation/predictions": "verbs/test_predict.py",
+    "evaluation/rows": "evaluation/test_metrics.py",
+    "evaluation/table": "evaluation/test_evaluate.py",
+    "posteriors/atoms": "posteriors/test_member_posteriors.py",
+    "posteriors/ensemble": "posteriors/test_member_posteriors.py",
+    "posteriors/low_rank_gaussian": "posteriors/test_member_posteriors.py",
+    "predictive/predict": "predictive/test_predictor.py",
     "manual": "test_cli.py",
     "schema": "test_config.py",
     "schedulers/constant": "schedulers/test_every_schedule.py",
