@@ -1,15 +1,15 @@
 """The inline launcher: stacks one after another in this process. Same interface, no Ray."""
 
 import os
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Thread
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed.split import halves
 from bdl_train.distributed.work import work
@@ -43,30 +43,28 @@ class Inline(Launcher):
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:
         results: dict[str, dict[str, Any]] = {}
-        waiting = deque(tasks)
-        with _ticking(tick):
-            while waiting:
-                task = waiting.popleft()
-                results[task.id] = work(task, job)
-                if results[task.id]["status"] == "split":  # by a session of this run under Ray
-                    waiting.extendleft(reversed(halves(task)))
-        return results
+        raised: list[BaseException] = []
+        packages = allowed_packages()
 
+        def work_through() -> None:
+            waiting = deque(tasks)
+            try:
+                with allowing(packages):
+                    while waiting:
+                        task = waiting.popleft()
+                        results[task.id] = work(task, job)
+                        if results[task.id]["status"] == "split":  # by a session of this run under Ray
+                            waiting.extendleft(reversed(halves(task)))
+            except BaseException as error:
+                raised.append(error)
 
-@contextmanager
-def _ticking(tick: Callable[[], None]) -> Iterator[None]:
-    """Calls `tick` from a thread while the block runs, and once at its end."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(TICK_S):
+        # Beside the main thread, which alone is given signals: Lightning would answer them in its own way there.
+        # A daemon, so that a second Ctrl-C need not wait for it.
+        stacks = Thread(target=work_through, name="stacks", daemon=True)
+        stacks.start()
+        while stacks.is_alive():
+            stacks.join(TICK_S)
             tick()
-
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        tick()
+        if raised:
+            raise raised[0]
+        return results

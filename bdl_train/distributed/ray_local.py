@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -205,5 +206,9 @@ def stop() -> None:
         import ray
 
         ray.shutdown()
-        shutil.rmtree(_session.folder, ignore_errors=True)
+        for _ in range(20):  # its processes may still be writing their last words there
+            shutil.rmtree(_session.folder, ignore_errors=True)
+            if not os.path.exists(_session.folder):
+                break
+            time.sleep(0.1)
         _session = None

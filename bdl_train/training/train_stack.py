@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from bdl_train.data import Data
 from bdl_train.posteriors import MemberPosterior
@@ -189,6 +190,8 @@ def _fit(
             max_epochs=epochs_left,
             accelerator=device.type if device.type == "cpu" else "gpu",
             devices=1,
+            # A stack is a process of its own, whatever job it is part of: Lightning would read SLURM_* otherwise.
+            plugins=LightningEnvironment(),
             precision=recipe.trainer.precision,
             logger=False,
             enable_checkpointing=False,
