@@ -224,11 +224,19 @@ class Poisson(Components):
         return low_B - 1, high_B
 
     def quantiles(self, weights: Tensor, levels: Sequence[float]) -> Tensor:
+        found_QB = self.rate.new_empty(len(levels), self.rate.shape[1])
+        for rows, is_wide in self._groups():
+            some = self.rows(rows)
+            found_QB[:, rows] = some._wide_quantiles(weights, levels) if is_wide else some._searched(weights, levels)
+        return found_QB
+
+    def _searched(self, weights: Tensor, levels: Sequence[float]) -> Tensor:
         low, cdf_KB = self._sums(weights)
-        if cdf_KB is None:
-            return torch.stack([self._wide_quantile(weights, level) for level in levels])
         found = torch.stack([low + (cdf_KB < level).sum(0) for level in levels]).double()
         return torch.where(cdf_KB[-1].isnan(), torch.nan, found)
+
+    def _wide_quantiles(self, weights: Tensor, levels: Sequence[float]) -> Tensor:
+        return torch.stack([self._wide_quantile(weights, level) for level in levels])
 
     def _wide_quantile(self, weights: Tensor, level: float) -> Tensor:
         # Whole numbers around the continuous solution, the smallest that reaches the level.
@@ -241,25 +249,51 @@ class Poisson(Components):
 
     def crps(self, weights: Tensor, y: Tensor) -> Tensor:
         """Σ over counts k ≥ 0 of (F(k) − 1{k ≥ y})²."""
+        score_B = torch.empty_like(y)
+        for rows, is_wide in self._groups():
+            some = self.rows(rows)
+            score_B[rows] = some._integrated(weights, y[rows]) if is_wide else some._summed(weights, y[rows])
+        return score_B
+
+    def _integrated(self, weights: Tensor, y: Tensor) -> Tensor:
+        return weights @ self.distance(y) - _solve.half_mean_difference(_Smooth(self.rate), weights)
+
+    def _summed(self, weights: Tensor, y: Tensor) -> Tensor:
         low, cdf_KB = self._sums(weights)
-        if cdf_KB is None:
-            smooth = _Smooth(self.rate)
-            return weights @ self.distance(y) - _solve.half_mean_difference(smooth, weights)
         high = low + len(cdf_KB) - 1
         k_K1 = torch.arange(low, high + 1, dtype=y.dtype, device=y.device)[:, None]
         inside = (cdf_KB - (k_K1 >= y).double()).square().sum(0)
         # Every count between a far target and the counts that matter adds 1.
         return inside + (low - y).clamp(min=0) + (y - 1 - high).clamp(min=0)
 
-    def _sums(self, weights: Tensor) -> tuple[int, Tensor | None]:
-        """The first count that matters, and F of it and its followers, `[K, B]`; None when they are too many."""
+    def _groups(self) -> Iterator[tuple[Tensor, bool]]:
+        """Rows that may share one range of counts, and whether they are too wide for it: a row's own counts decide,
+        never those of the rows beside it."""
         low_B, high_B = self._bounds(37.0, 37.0)  # e^-37 is rounding
-        known = high_B.isfinite()
-        if not bool(known.any()):
+        # A rate that overflowed or is NaN has no counts to sum: it is left to the sums, which give NaN.
+        is_wide = ((high_B - low_B) >= MAX_COUNTS) & high_B.isfinite()
+        if bool(is_wide.any()):
+            yield is_wide.nonzero().flatten(), True
+        narrow = (~is_wide).nonzero().flatten()
+        lows, highs = low_B[narrow].tolist(), high_B[narrow].tolist()
+        group: list[int] = []
+        start = 0.0
+        for i in sorted(range(len(lows)), key=lambda i: (not math.isfinite(highs[i]), lows[i])):
+            if group and (not math.isfinite(highs[i]) or highs[i] - start >= 2 * MAX_COUNTS):
+                yield narrow[torch.tensor(group)], False
+                group = []
+            if not group:
+                start = lows[i]
+            group.append(i)
+        if group:
+            yield narrow[torch.tensor(group)], False
+
+    def _sums(self, weights: Tensor) -> tuple[int, Tensor]:
+        """The first count that matters, and F of it and its followers, `[K, B]`."""
+        low_B, high_B = self._bounds(37.0, 37.0)
+        if not bool(high_B.isfinite().all()):
             return 0, torch.full_like(high_B, torch.nan)[None]
-        low, high = int(low_B[known].min().floor()), int(high_B[known].max().ceil())
-        if high - low >= MAX_COUNTS:
-            return low, None
+        low, high = int(low_B.min().floor()), int(high_B.max().ceil())
         log_rate = self.rate.log()
         masses = [weights @ self._mass_at(k, log_rate) for k in range(low, high + 1)]
         return low, torch.stack(masses).cumsum(0)

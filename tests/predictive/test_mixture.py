@@ -239,3 +239,16 @@ def test_unknown_components_are_refused():
     )
     with pytest.raises(ValueError, match="same degrees of freedom"):
         unequal.cdf(tensor([1.0]))
+
+
+def test_counts_of_a_row_do_not_depend_on_the_rows_beside_it():
+    rates = torch.tensor([0.01, 0.1, 1.0, 3.0, 200.0, 6000.0, 5e5], dtype=torch.float64)
+    y = torch.tensor([0.0, 1.0, 0.0, 5.0, 190.0, 6100.0, 5e5], dtype=torch.float64)
+    levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64)
+    together = Mixture(torch.distributions.Poisson(rates[None]), torch.zeros(1))
+    for i in range(len(rates)):
+        alone = Mixture(torch.distributions.Poisson(rates[None, i : i + 1]), torch.zeros(1))
+        torch.testing.assert_close(together.crps(y)[i], alone.crps(y[i : i + 1])[0], rtol=1e-9, atol=1e-12)
+        assert torch.equal(together.quantile(levels)[:, i], alone.quantile(levels)[:, 0])
+    # E|Y − y| − E|Y − Y'| / 2 at the smallest rate, by hand: Y is 0 or 1 to 5e-5.
+    assert float(together.crps(y)[0]) == pytest.approx(0.01**2, rel=0.05)
