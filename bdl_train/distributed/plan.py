@@ -1,7 +1,7 @@
 """The plan: which members share a stack, what each stack gets, and why. Pure functions from values to values."""
 
 import math
-from collections.abc import Mapping
+import re
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,9 @@ from bdl_train.training.train_stack import StackTask
 
 MEMBERS_PER_STACK = 20
 """Most members of one stack unless asked otherwise: past it a step gains little and a crash costs more."""
+
+_ID = re.compile(r"[0-9]{3,}[ab]*")
+"""Of a stack, also its folder; letters tell the halves of one that was cut."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,59 @@ class Plan:
         return {"num_workers": self.num_workers, "reasons": list(self.reasons), "stacks": stacks}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Plan":
-        """The inverse of `to_json`.
+    def from_json(cls, stored: Any, num_members: int) -> "Plan":
+        """The inverse of `to_json`, of a file that anyone may have written: ids become folders, members seeds.
+
+        Args:
+            stored: What the file holds.
+            num_members: M of the run's config.
 
         Raises:
-            UsageError: missing or misshapen entries.
+            UsageError: missing or misshapen entries, or stacks that do not hold each member once.
         """
         try:
-            stacks = tuple(
-                StackTask(
-                    id=one["id"],
-                    members=tuple(one["members"]),
-                    cpus=one["cpus"],
-                    gpus=one["gpus"],
-                    attempt=one["attempt"],
-                )
-                for one in stored["stacks"]
-            )
-            return cls(stacks, stored["num_workers"], tuple(stored["reasons"]))
-        except (KeyError, TypeError) as error:
+            stacks = tuple(_task_from_json(one) for one in stored["stacks"])
+            made = cls(stacks, stored["num_workers"], tuple(stored["reasons"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"plan.json is damaged: {type(error).__name__} {error}.") from error
+        if not _is_int(made.num_workers, 1) or not all(isinstance(reason, str) for reason in made.reasons):
+            raise UsageError("plan.json is damaged: num_workers must be 1 or more and reasons must be text.")
+        if len({task.id for task in stacks}) < len(stacks):
+            raise UsageError("plan.json is damaged: two stacks have the same id.")
+        held = [member for task in stacks for member in task.members]
+        if len(held) != num_members or set(held) != set(range(num_members)):
+            raise UsageError(
+                f"plan.json is damaged: its stacks must hold each of the config's {num_members} members "
+                f"(num_members) once, they hold {len(held)} entries with {len(set(held))} different members."
+            )
+        return made
+
+
+def _task_from_json(stored: Any) -> StackTask:
+    """One stack of `Plan.to_json`; KeyError, TypeError or ValueError for what is none."""
+    task = StackTask(
+        id=stored["id"],
+        members=tuple(stored["members"]),
+        cpus=stored["cpus"],
+        gpus=stored["gpus"],
+        attempt=stored["attempt"],
+    )
+    if not isinstance(task.id, str) or not _ID.fullmatch(task.id):
+        raise ValueError(f"id {task.id!r} of a stack must be three or more digits")
+    if not task.members or not all(_is_int(member, 0) for member in task.members):
+        raise ValueError(f"members of stack {task.id} must be whole numbers, one or more")
+    if not _is_int(task.attempt, 0):
+        raise ValueError(f"attempt of stack {task.id} must be 0 or more, got {task.attempt!r}")
+    if not _is_int(task.cpus, 1):
+        raise ValueError(f"cpus of stack {task.id} must be 1 or more, got {task.cpus!r}")
+    # `type`, not `isinstance`: a bool is an int.
+    if type(task.gpus) not in (int, float) or not 0 <= task.gpus < math.inf:
+        raise ValueError(f"gpus of stack {task.id} must be 0 or more, got {task.gpus!r}")
+    return task
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
 def assign_members(num_members: int, num_stacks: int) -> list[range]:

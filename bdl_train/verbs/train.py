@@ -147,6 +147,8 @@ def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | No
     config = _with_absolute_paths(config)
     data = load_data(config)
     data.require_train()
+    _refuse_secrets(config)
+    check_prior_run(config, data)
     recipe = Recipe.of(config, data)
     today = plan(
         settings.num_members,
@@ -175,7 +177,9 @@ def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | No
 def _resume(run_dir: RunDir, work: Work, today: Plan) -> tuple[Exit, RunDir]:
     with locked(run_dir):
         check_unchanged(run_dir, work.inputs)
-        recorded = Plan.from_json(read_json(run_dir.plan))
+        # From here on the run is unfinished again: its old manifest would contradict the config that is written now.
+        run_dir.manifest.unlink(missing_ok=True)
+        recorded = Plan.from_json(read_json(run_dir.plan), work.settings.num_members)
         _write_config(run_dir, work.config)
         return _carry_out(run_dir, work, refit(recorded, today))
 
@@ -222,6 +226,7 @@ def _collect(
     status, evaluation, metrics = run_status(entries), None, {}
     if status != "failed":
         write_posterior(run_dir, work.config, work.recipe, work.data, entries, results)
+        print(f"scoring {len(work.data.test)} test rows", flush=True)
         evaluation = evaluate(Predictor(read_artefact(run_dir.posterior)), work.data.test, work.data.target)
         metrics = write_evaluation(run_dir, "test", evaluation, "test")
         write_json(run_dir.metrics, metrics)
@@ -297,6 +302,18 @@ def _check_device(accelerator: str, gpus_per_stack: float) -> None:
     if accelerator == "cpu" and gpus_per_stack > 0:
         raise UsageError(
             f"trainer.accelerator=cpu would leave cluster.gpus_per_stack={gpus_per_stack:g} unused: set one of them."
+        )
+
+
+def _refuse_secrets(config: Mapping[str, Any]) -> None:
+    """The posterior stores these groups whole, and a resumed run needs them whole: no place for a secret."""
+    groups = ("model", "likelihood", "prior", "inference", "optimizer", "scheduler")
+    given = {group: config[group] for group in groups}
+    hidden = [key for key, value in leaves(mask_secrets(given)) if value == MASK]
+    if hidden:
+        raise UsageError(
+            f"{hidden[0]} is named like a secret, and this group is written into the run directory: let your class read it "
+            "from the environment instead."
         )
 
 

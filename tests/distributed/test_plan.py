@@ -134,14 +134,14 @@ def test_seeds_belong_to_members_not_to_the_packing():
 
 def test_a_plan_survives_its_json():
     made = planned(7, GPUS, num_workers=2, gpus_per_stack=0.5)
-    assert Plan.from_json(json.loads(json.dumps(made.to_json(0)))) == made
+    assert Plan.from_json(json.loads(json.dumps(made.to_json(0))), 7) == made
 
 
 def test_a_damaged_plan_is_wrong_usage():
     stored = planned(2).to_json(0)
     del stored["stacks"][0]["members"]
     with pytest.raises(UsageError, match=r"plan\.json.*members"):
-        Plan.from_json(stored)
+        Plan.from_json(stored, 2)
 
 
 def test_a_resumed_plan_keeps_its_stacks_and_takes_todays_machine():
