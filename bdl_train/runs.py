@@ -6,6 +6,7 @@ Everything a verb knows about a run it reads here. Standard library only.
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -21,9 +22,11 @@ from typing import Any
 
 from bdl_train.errors import UsageError
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
-"""A lock whose heartbeat is older than this belongs to a process that is gone."""
+"""A lock of another machine whose heartbeat is older than this belongs to a process that is gone."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,17 @@ class RunDir:
         Raises:
             UsageError: it does not exist or holds no run.
         """
+        if str(path) == "":
+            raise UsageError(f"{key}= is empty: `bdl runs` lists the runs.")
         run = cls(Path(path))
         if not run.path.is_dir():
             raise UsageError(f"{key}={path} is not a directory. `bdl runs` lists the runs.")
         if not run.config.is_file():
+            below = find_runs(run.path)
+            if below:
+                raise UsageError(
+                    f"{key}={path} is a folder of runs: name one, the newest is {below[-1].path}."
+                )
             raise UsageError(f"{key}={path} holds no run: {run.config.name} is missing.")
         return run
 
@@ -180,25 +190,51 @@ def sha256(path: Path) -> str:
 
 
 def lock_is_held(path: Path) -> bool:
-    """Whether a living process holds the lock: its heartbeat is fresh and, on this machine, its process exists."""
+    """Whether the lock's process still owns it.
+
+    On this machine it does as long as it lives, however old its heartbeat is: a suspended process goes on later. On
+    another machine the heartbeat decides, which assumes that the two clocks differ by less than `STALE_S`.
+    """
     try:
         stored = json.loads(path.read_bytes())
         host, pid, heartbeat = stored["host"], int(stored["pid"]), float(stored["heartbeat"])
-    except (OSError, ValueError, TypeError, KeyError):
+        started = stored.get("started")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False
-    if host == socket.gethostname() and not _is_alive(pid):
-        return False
+    if host == socket.gethostname():
+        if not _is_alive(pid):
+            return False
+        now = _started_at(pid)
+        if started is not None and now is not None:
+            return started == now  # another start time: the number was given to a new process
     return time.time() - heartbeat < STALE_S
 
 
 def _is_alive(pid: int) -> bool:
+    if pid < 1:  # to `kill`, a group of processes
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return True
+    return _stat(pid)[:1] not in (["Z"], ["X"])  # ended, and its parent has not asked yet
+
+
+def _started_at(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None where the system has no /proc."""
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third, the state, on; field 22 is the start time (`man 5 proc`)."""
+    try:
+        # The second field is the program's name, which may hold spaces and brackets.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 @contextmanager
@@ -208,13 +244,18 @@ def locked(run: RunDir) -> Iterator[None]:
     Raises:
         UsageError: another living process holds it.
     """
-    _acquire(run.lock)
+    token = secrets.token_hex(16)
+    _acquire(run.lock, token)
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
             try:
-                write_bytes(run.lock, _lock_content())
+                with _alone_in(run.path):
+                    if not _is_ours(run.lock, token):
+                        log.error("%s was taken over: another process may work in %s", run.lock, run.path)
+                        return
+                    write_bytes(run.lock, _lock_content(token))
             except OSError:  # a full disk now may have room at the next beat
                 continue
 
@@ -225,14 +266,33 @@ def locked(run: RunDir) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        run.lock.unlink(missing_ok=True)
+        with suppress(FileNotFoundError), _alone_in(run.path):
+            if _is_ours(run.lock, token):
+                run.lock.unlink()
 
 
-def _lock_content() -> bytes:
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}).encode()
+def _lock_content(token: str) -> bytes:
+    pid = os.getpid()
+    lock = {
+        "pid": pid,
+        "started": _started_at(pid),
+        "host": socket.gethostname(),
+        "heartbeat": time.time(),
+        "token": token,
+    }
+    return json.dumps(lock).encode()
 
 
-def _acquire(lock: Path) -> None:
+def _is_ours(lock: Path, token: str) -> bool:
+    """Whether the lock is the one that was written with this token; OSError if that cannot be told."""
+    try:
+        stored = json.loads(lock.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(stored, dict) and stored.get("token") == token
+
+
+def _acquire(lock: Path, token: str) -> None:
     with _alone_in(lock.parent):
         if lock_is_held(lock):
             holder = read_json(lock)
@@ -240,7 +300,7 @@ def _acquire(lock: Path) -> None:
                 f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}: "
                 "wait for it, or stop it first."
             )
-        write_bytes(lock, _lock_content())
+        write_bytes(lock, _lock_content(token))
 
 
 @contextmanager
