@@ -1,68 +1,17 @@
-"""The command in this process, in a folder of its own, and small data sets."""
+"""Small data sets, finished runs, and the command."""
 
-import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import bdl, train, train_once
 
-from bdl_train.cli import main
-from bdl_train.runs import RunDir, find_runs
+from bdl_train.runs import RunDir
 
-TINY = ("cluster=inline", "cluster.cpus_per_stack=1", "num_members=2", "trainer.max_epochs=4")
-"""Settings of a training of about half a second; words given after them win."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    """What a call of the command came to."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def run(self) -> RunDir:
-        """The run directory that it printed last."""
-        lines = [line for line in self.out.splitlines() if line.startswith("run: ")]
-        return RunDir(Path(lines[-1].removeprefix("run: ")))
-
-
-@pytest.fixture
-def bdl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., Said]:
-    """`bdl <words>` in this process, with `tmp_path` as working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: str) -> Said:
-        capsys.readouterr()
-        status = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return Said(status, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture
-def train(bdl) -> Callable[..., Said]:
-    """`bdl train` with tiny settings; fails the test on another exit status than the one expected."""
-
-    def call(*words: str, status: int = 0) -> Said:
-        said = bdl("train", *TINY, *words)
-        assert said.status == status, said.out + said.err
-        return said
-
-    return call
-
-
-def train_once(folder: Path, *words: str) -> RunDir:
-    """A run for tests that only read it."""
-    status = main(["train", *TINY, f"output_dir={folder}", *words])
-    assert status == 0
-    return find_runs(folder)[-1]
+__all__ = ["bdl", "train"]
 
 
 @pytest.fixture(scope="session")
