@@ -138,7 +138,11 @@ def write_manifest(
             },
             **inputs,
             "temperature": 1.0,
-            "hashes": {file.name: sha256(file) for file in (run.config, run.plan) if file.is_file()},
+            "hashes": {
+                file.relative_to(run.path).as_posix(): sha256(file)
+                for file in (run.config, run.plan, run.posterior / "posterior.json")
+                if file.is_file()
+            },
             "code": {"version": __version__, **_git_state()},
             "packages": {name: _version(name) for name in PACKAGES},
             "hardware": {

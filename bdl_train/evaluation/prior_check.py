@@ -92,14 +92,14 @@ def summarise(components: Distribution, y: Tensor, target: TargetSpec) -> PriorC
     data_std = float(y.double().std())
     inside = float(np.mean((pit > 0.025) & (pit < 0.975)))
     ratio = spread / max(data_std, 1e-12)
-    if inside < 0.9:
+    if not np.isfinite(ratio) or np.isnan(pit).any():
+        verdict = "far too wide: the prior predictive overflows; lower prior.scale"
+    elif inside < 0.9:
         verdict = (
             f"too narrow: only {inside:.0%} of the targets lie inside its 95 % interval; raise prior.scale"
         )
     elif ratio > 10:
-        verdict = (
-            f"very wide: it spreads {ratio:.0f} times as far as the targets; consider a lower prior.scale"
-        )
+        verdict = f"very wide: it spreads {ratio:.0f} times as far as the targets; try prior.fan_in=true"
     else:
         verdict = f"plausible: it covers {inside:.0%} of the targets and spreads {ratio:.1f} times as far as they do"
     raw = y.double().numpy() * target.scale + target.loc
@@ -133,9 +133,7 @@ def _(components: Distribution, y: Tensor, target: TargetSpec) -> PriorCheck:
     sure = float((confidence > 0.95).double().mean())
     class_probs = stats.mean_probs.mean(0).numpy()
     if sure > 0.5:
-        verdict = (
-            f"overconfident: {sure:.0%} of its predictions are above 95 % before any data; lower prior.scale"
-        )
+        verdict = f"overconfident: {sure:.0%} of its predictions are above 95 % before any data; try prior.fan_in=true"
     else:
         verdict = f"plausible: {sure:.0%} of its predictions are more than 95 % sure before any data"
     return PriorCheck(

@@ -72,8 +72,12 @@ class Recipe:
             raise UsageError(
                 "Early stopping needs a validation part: set data.val_fraction above 0, or inference.patience=null."
             )
-        with torch.random.fork_rng(devices=[]):
-            network = recipe.make_network(data)
+        # Two members of two stacks would be equal unseen if the model seeds itself: try it before anything starts.
+        network, trial = build_stack(lambda: recipe.make_network(data), [1, 2])
+        try:
+            require_different(trial)
+        except RuntimeError as error:
+            raise UsageError(f"model: {error}") from error
         layout = Layout.of({name: tensor.detach() for name, tensor in network.named_parameters()})
         recipe.method.check_prior(recipe.prior.bind(layout, [0]))
         if recipe.method.needs_per_example_likelihood and _mixes_examples(network):
@@ -104,12 +108,11 @@ class Recipe:
         stack = stack.to(device)
         if self.prior.starts_members:
             weights = [name for name in stack.layout.names if not name.startswith(PREFIX)]
-            bound = self.prior.bind(stack.layout.select(weights), list(members))
-            for m, seed in enumerate(seeds):
-                draw = bound.sample(1, torch.Generator().manual_seed(seed))[0]
-                stack.flat[m, stack.layout.columns(weights)] = (draw[m] if bound.lead else draw).to(
-                    device, dtype
-                )
+            for m, (member, seed) in enumerate(zip(members, seeds, strict=True)):
+                # Bound for one member at a time: its start must not depend on its place in the stack.
+                bound = self.prior.bind(stack.layout.select(weights), [member])
+                draw = bound.sample(1, torch.Generator().manual_seed(seed)).reshape(-1)
+                stack.flat[m, stack.layout.columns(weights)] = draw.to(device, dtype)
         require_different(stack)
         sample = torch.from_numpy(data.train.x[: min(len(data.train), 4)]).to(device)
         executor, reason = choose_executor(

@@ -24,7 +24,7 @@ class TrainerSettings:
         clip_norm: Largest gradient norm of one member; null = no clipping.
         steps_per_call: Optimiser steps handed over in one Lightning batch.
         checkpoint_every_s: Seconds between checkpoints.
-        batch_norm_batches: Most training batches over which the batch-norm statistics of a posterior draw are estimated.
+        batch_norm_batches: Most training batches that re-estimate the batch-norm statistics of one posterior draw.
     """
 
     max_epochs: Annotated[int, Field(ge=1)]

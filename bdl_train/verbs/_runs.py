@@ -10,7 +10,7 @@ from bdl_train.config import MASK, leaves
 from bdl_train.data import Data
 from bdl_train.data._datamodule import source_from
 from bdl_train.errors import UsageError
-from bdl_train.posteriors.artefact import Artefact
+from bdl_train.posteriors.artefact import Artefact, read_artefact
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, read_json, sha256
 from bdl_train.schema import Schema
@@ -64,6 +64,22 @@ def read_manifest(run: RunDir) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{run.manifest} is damaged: {type(error).__name__} {error}.") from error
     return manifest
+
+
+def open_artefact(run: RunDir) -> Artefact:
+    """The posterior of a run, if it is the one that the manifest recorded.
+
+    Raises:
+        UsageError: missing, damaged, or changed after the run finished.
+    """
+    header = run.posterior / "posterior.json"
+    if run.manifest.is_file() and header.is_file():
+        expected = read_manifest(run)["hashes"].get("posterior/posterior.json")
+        if sha256(header) != expected:
+            raise UsageError(
+                f"{header} does not match the hash in {run.manifest.name}: it was changed after the run finished."
+            )
+    return read_artefact(run.posterior)
 
 
 def load_data(config: Mapping[str, Any]) -> Data:

@@ -15,9 +15,8 @@ from bdl_train.config import Options
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.evaluate import evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
-from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.runs import RunDir
-from bdl_train.verbs._runs import load_data, predictor_of, read_config, read_manifest
+from bdl_train.verbs._runs import load_data, open_artefact, predictor_of, read_config, read_manifest
 
 MULTIRUN = True
 
@@ -44,7 +43,7 @@ def run(config: dict[str, Any], options: Options) -> Exit:
         )
     run_dir = RunDir.open(settings.run)
     manifest = read_manifest(run_dir)
-    artefact = read_artefact(run_dir.posterior)
+    artefact = open_artefact(run_dir)
     stored = read_config(run_dir)
     if settings.data["root"] is not None:
         stored["data"]["root"] = settings.data["root"]

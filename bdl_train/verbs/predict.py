@@ -7,6 +7,7 @@ Examples:
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,10 @@ from bdl_train.config import Options
 from bdl_train.data._stream import read_table_in_chunks
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.predictions import prediction_columns
-from bdl_train.posteriors.artefact import Artefact, read_artefact
+from bdl_train.posteriors.artefact import Artefact
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir
-from bdl_train.verbs._runs import predictor_of
+from bdl_train.verbs._runs import open_artefact, predictor_of
 
 Write = Callable[[Path, Iterator[pd.DataFrame]], int]
 
@@ -47,8 +48,8 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     """Write one row of predictions for each row of the input."""
     settings = settings_of(Settings, config, key="")
     output = Path(settings.output)
-    write = _writer(output, Path(settings.input))
-    artefact = read_artefact(RunDir.open(settings.run).posterior)
+    write = _writer(output, Path(settings.input), settings.keep)
+    artefact = open_artefact(RunDir.open(settings.run))
     if artefact.transform is None:
         raise UsageError(
             f"run={settings.run} was trained on examples of shape {list(artefact.inputs.shape)}, not on a table: "
@@ -58,14 +59,14 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     names = artefact.transform.names
     columns = names + [name for name in settings.keep if name not in names]
     chunks = read_table_in_chunks(settings.input, columns, settings.chunk_rows)
-    partial = output.with_name(f".{output.name}.part")
+    unfinished = output.with_name(f".{output.name}.part")
     try:
-        count = write(partial, _predict(artefact, predictor, chunks, settings.keep, settings.intervals))
+        count = write(unfinished, _predict(artefact, predictor, chunks, settings.keep, settings.intervals))
         if count == 0:
             raise UsageError(f"input={settings.input} has no rows.")
-        os.replace(partial, output)
+        os.replace(unfinished, output)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     print(f"{count} rows written to {output}")
     return Exit.DONE
 
@@ -92,7 +93,7 @@ def _predict(
         yield pd.concat([chunk[keep].reset_index(drop=True), pd.DataFrame(joined)], axis=1)
 
 
-def _writer(output: Path, source: Path) -> Write:
+def _writer(output: Path, source: Path, keep: list[str]) -> Write:
     if not output.parent.is_dir():
         raise UsageError(f"output={output}: the folder {output.parent} does not exist.")
     if output.is_dir():
@@ -101,16 +102,19 @@ def _writer(output: Path, source: Path) -> Write:
         raise UsageError(f"output={output} is the input itself: choose another file.")
     name = output.name.lower()
     if name.endswith(".csv"):
-        return _write_csv
+        return partial(_write_csv, keep=keep)
     if name.endswith((".parquet", ".pq")):
         return _write_parquet
     raise UsageError(f"output={output} must end in .csv or .parquet.")
 
 
-def _write_csv(path: Path, tables: Iterator[pd.DataFrame]) -> int:
+def _write_csv(path: Path, tables: Iterator[pd.DataFrame], keep: list[str]) -> int:
     count = 0
     for table in tables:
-        table.to_csv(path, mode="a" if count else "w", header=count == 0, index=False)
+        # Predictions have float32's digits; numbers that are kept stay whole, which pandas does to objects.
+        numbers = [name for name in keep if pd.api.types.is_float_dtype(table[name])]
+        shown = table.astype(dict.fromkeys(numbers, object))
+        shown.to_csv(path, mode="a" if count else "w", header=count == 0, index=False, float_format="%.9g")
         count += len(table)
     return count
 

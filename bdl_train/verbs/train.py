@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field
 
 from bdl_train.build import build, settings_of
-from bdl_train.config import Options, mask_secrets
+from bdl_train.config import MASK, Options, leaves, mask_secrets
 from bdl_train.data import Data
 from bdl_train.distributed import Job, Launcher
 from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
@@ -39,6 +39,7 @@ from bdl_train.runs import RunDir, locked, read_json, sha256, write_bytes, write
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
 from bdl_train.training.problem import Recipe
+from bdl_train.verbs._prior_run import check_prior_run
 from bdl_train.verbs._resume import check_unchanged, resumed_config
 from bdl_train.verbs._runs import load_data
 from bdl_train.verbs.compare import compare_runs
@@ -312,8 +313,8 @@ def _refuse_secrets(config: Mapping[str, Any]) -> None:
     hidden = [key for key, value in leaves(mask_secrets(given)) if value == MASK]
     if hidden:
         raise UsageError(
-            f"{hidden[0]} is named like a secret, and this group is written into the run directory: let your class read it "
-            "from the environment instead."
+            f"{hidden[0]} is named like a secret, and this group is written into the run directory: let your class "
+            "read it from the environment instead."
         )
 
 

@@ -1,6 +1,8 @@
 """From a resolved config to the problem of one stack: what is refused, and what every setting reaches."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from bdl_train.data import Data
 from bdl_train.errors import UsageError
 from bdl_train.inference import Problem
-from bdl_train.stack import build_stack
+from bdl_train.priors import BoundGaussian, Prior
+from bdl_train.seeds import Stream, member_seed
+from bdl_train.stack import Layout, build_stack
 from bdl_train.training.problem import Recipe, require_different
 
 CPU = torch.device("cpu")
@@ -61,6 +65,27 @@ def test_members_are_built_by_their_own_seeds_whatever_the_stack():
     seeds = problem((0, 1, 5))[0].noise_seeds
     assert len(set(seeds)) == 3
     assert seeds[2] == problem((5,))[0].noise_seeds[0]
+    # A stream of its own: noise must not repeat the draws that made the initial weights.
+    assert seeds == [member_seed(config_of()["seed"], m, Stream.NOISE) for m in (0, 1, 5)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOfEachMember(Prior):
+    """Member m around m, as `from_posterior` per member."""
+
+    starts_members = True
+
+    def bind(self, layout: Layout, members: Sequence[int]) -> BoundGaussian:
+        mean = torch.tensor(members, dtype=torch.float32)[:, None].expand(-1, layout.num_params)
+        return BoundGaussian(mean.clone(), torch.full_like(mean, 0.5))
+
+
+def test_a_start_from_the_prior_does_not_depend_on_the_place_in_the_stack():
+    prior = {"_target_": f"{__name__}.PriorOfEachMember"}
+    together = problem((0, 1, 5), prior=prior)[0].stack.flat
+    for m, member in enumerate((0, 1, 5)):
+        assert torch.equal(together[m], problem((member,), prior=prior)[0].stack.flat[0])
+        assert together[m].mean() == pytest.approx(member, abs=5 * 0.5 / together.shape[1] ** 0.5)
 
 
 class SeedsItself(nn.Module):
@@ -84,9 +109,10 @@ class StartsAtZero(SeedsItself):
 
 def test_members_that_start_equal_by_accident_are_refused():
     model = {"_target_": f"{__name__}.SeedsItself"}
-    with pytest.raises(RuntimeError, match=r"Two members of a stack start at the same weights.*generator"):
-        problem(model=model)
-    problem((0,), model=model)
+    # Before any stack is built, so that members of different stacks are caught too.
+    for members in ((0, 1), (0,)):
+        with pytest.raises(UsageError, match=r"model: Two members .* start at the same weights.*generator"):
+            problem(members, model=model)
     with pytest.raises(RuntimeError, match="start at the same weights"):
         problem((3, 1, 3))
 
