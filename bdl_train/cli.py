@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from bdl_train import __version__, manual
-from bdl_train.build import allowing
+from bdl_train.build import allowed_packages, allowing
 from bdl_train.config import Options, compose, expand_multirun, to_yaml
 from bdl_train.errors import WORSE, Exit, UsageError, guarded, nearest, unknown_choice
 
@@ -42,7 +42,7 @@ def _logged(words: list[str]) -> Exit:
 
 
 def _dispatch(words: list[str]) -> Exit:
-    given = _parser().parse_intermixed_args(words)
+    given = _parser(words).parse_intermixed_args(words)
     if given.shell_completion is not None:
         from bdl_train.completion import answer
 
@@ -81,6 +81,9 @@ def _dispatch(words: list[str]) -> Exit:
 def _run(options: Options, configs: list[dict[str, Any]]) -> Exit:
     packages = dict.fromkeys(package for config in configs for package in _allowed(config))
     with allowing(packages):
+        if allowed_packages() and os.getcwd() not in sys.path:
+            # A package that the user trusts may lie in the current folder. Last: it must not hide others.
+            sys.path.append(os.getcwd())
         module = importlib.import_module(f"bdl_train.verbs.{options.verb}")
         if not options.multirun:
             return Exit(module.run(configs[0], options))
@@ -147,17 +150,31 @@ def _logging() -> Iterator[None]:
 class _Parser(argparse.ArgumentParser):
     """argparse with our errors: it would print its own usage text and leave the process."""
 
+    given: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown == message:
             raise UsageError(message)
         flags = [flag for action in self._actions for flag in action.option_strings]
         word = unknown.split()[0]
-        raise UsageError(f"Unknown flag '{word}'.{nearest(word, flags)} `bdl --help` lists the flags.")
+        override = _override_of(word, self.given)
+        hint = f" Did you mean {override}?" if override else nearest(word, flags)
+        raise UsageError(f"Unknown flag '{word}'.{hint} `bdl --help` lists the flags.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _override_of(flag: str, words: Sequence[str]) -> str:
+    """The override `key=value` that was written as a flag, `--key=value` or `--key = value`, or nothing."""
+    after = [*words[words.index(flag) + 1 :], "", ""] if flag in words else ["", ""]
+    if "=" not in flag and after[0].startswith("="):
+        flag += after[0] if after[0] != "=" else f"={after[1]}"
+    key, equals, value = flag.lstrip("-").partition("=")
+    return f"{key.replace('-', '_')}={value}" if key and equals else ""
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="bdl", add_help=False, allow_abbrev=False)
+    parser.given = words
     parser.add_argument("words", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")

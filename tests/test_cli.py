@@ -69,6 +69,7 @@ def verbs(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     monkeypatch.setattr(bdl_train.verbs, "__path__", [str(folder)])
     monkeypatch.delenv("BDL_LOG", raising=False)
     monkeypatch.delenv("BDL_ALLOW", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     shipped = {
         name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("bdl_train.verbs.")
     }
@@ -152,6 +153,16 @@ def test_cfg_prints_the_composed_config(capsys):
         (["zzz", "--help"], "bdl: Unknown verb 'zzz'. Choose one of: runs, train."),
         (["_helper"], "bdl: Unknown verb '_helper'."),
         (["train", "--multirn"], "bdl train: Unknown flag '--multirn'. Did you mean '--multirun'?"),
+        (
+            ["train", "--num_members=3"],
+            "bdl train: Unknown flag '--num_members=3'. Did you mean num_members=3?",
+        ),
+        (
+            ["train", "--data.batch-size=3"],
+            "bdl train: Unknown flag '--data.batch-size=3'. Did you mean data.batch_size=3?",
+        ),
+        (["train", "--seed", "=3"], "bdl train: Unknown flag '--seed'. Did you mean seed=3?"),
+        (["train", "--seed", "=", "3"], "bdl train: Unknown flag '--seed'. Did you mean seed=3?"),
         (["train", "--cfg", "hydra"], "bdl train: argument --cfg: invalid choice: 'hydra'"),
         (["train", "--config-dir"], "bdl train: argument --config-dir"),
         (
@@ -213,6 +224,16 @@ def test_allowed_packages_hold_for_the_verb_only(capsys):
     assert main(["train", "allow=[my_package,other.part]"]) == 0
     assert capsys.readouterr().out == "ran 0 None 0 1 ('my_package', 'other.part')\n"
     assert allowed_packages() == ()
+
+
+@pytest.mark.parametrize(("words", "env"), [([], ""), (["allow=[mine]"], ""), ([], "mine")])
+def test_an_allowed_package_may_lie_in_the_current_folder(words, env, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setenv("BDL_ALLOW", env)
+    before = list(sys.path)
+    assert main(["train", *words]) == main(["train", *words]) == 0
+    assert sys.path == ([*before, str(tmp_path)] if words or env else before)
 
 
 def test_multirun_runs_every_job_in_order(capsys):
