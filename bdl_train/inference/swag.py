@@ -123,11 +123,17 @@ class Swag(Method[SwagState]):
                 f"(trainer.max_epochs={setting.num_epochs}): lower the first or raise the second."
             )
         start = self._start_step(setting.num_epochs, setting.steps_per_epoch)
-        taken = (setting.num_epochs * setting.steps_per_epoch - start) // self._every(setting.steps_per_epoch)
+        every = self._every(setting.steps_per_epoch)
+        taken = (setting.num_epochs * setting.steps_per_epoch - start) // every
         if taken < 2:
+            epochs_of_two = -(-2 * every // setting.steps_per_epoch)
+            # Null starts after the first half, rounded down: of 2 E - 1 epochs the last E collect.
+            enough = 2 * epochs_of_two - 1 if self.start_epoch is None else self.start_epoch + epochs_of_two
             raise UsageError(
-                f"SWAG needs 2 snapshots or more, these settings take {taken}: raise trainer.max_epochs "
-                f"({setting.num_epochs}), or lower inference.start_epoch or inference.snapshot_every."
+                f"SWAG needs 2 snapshots or more, these settings take {taken}: one every {every} steps from epoch "
+                f"{start // setting.steps_per_epoch} on, of {setting.num_epochs} epochs of "
+                f"{setting.steps_per_epoch} steps. Raise trainer.max_epochs to {enough} or more, or lower "
+                "inference.start_epoch or inference.snapshot_every."
             )
 
     def init(self, problem: Problem) -> SwagState:

@@ -192,6 +192,26 @@ def test_the_check_counts_the_snapshots_that_training_takes(changed: dict[str, A
     assert state.moments.num_snapshots >= 2
 
 
+@pytest.mark.parametrize("start_epoch", [None, 0, 2])
+@pytest.mark.parametrize("snapshot_every", [None, 1, 5, 7, 26])
+def test_too_few_snapshots_are_refused_with_the_fewest_epochs_that_do(start_epoch, snapshot_every):
+    method = swag(start_epoch=start_epoch, snapshot_every=snapshot_every)
+    refused: dict[int, str] = {}
+    for num_epochs in range(1 + (start_epoch or 0), 60):
+        try:
+            method.check(
+                Setting(
+                    Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, num_epochs=num_epochs, steps_per_epoch=5
+                )
+            )
+        except UsageError as error:
+            refused[num_epochs] = str(error)
+    for num_epochs, said in refused.items():
+        start = num_epochs // 2 if start_epoch is None else start_epoch
+        assert f"one every {snapshot_every or 5} steps from epoch {start} on" in said
+        assert f"Raise trainer.max_epochs to {max(refused) + 1} or more" in said
+
+
 def test_a_low_rank_of_one_is_refused():
     with pytest.raises(UsageError, match=r"max_rank must be 0 \(diagonal\) or 2 and more.*got 1"):
         swag(max_rank=1)
