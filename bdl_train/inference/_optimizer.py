@@ -1,6 +1,7 @@
 """torch optimisers over a stack: proven elementwise by trial, and masked per member."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ def optimizer_from(node: Mapping[str, Any]) -> MakeOptimizer:
     unknown = [name for name in settings if name not in accepted]
     if unknown:
         raise UsageError(f"Unknown key 'optimizer.{unknown[0]}': {cls.__name__} has {', '.join(accepted)}.")
+    for name, value in settings.items():
+        if _is_number(accepted[name].default) and not (_is_number(value) and math.isfinite(value)):
+            raise UsageError(f"optimizer.{name} must be a finite number, got {value!r}.")
     if "fused" in accepted and "foreach" not in settings:
         settings.setdefault("fused", True)
 
@@ -47,6 +51,10 @@ def optimizer_from(node: Mapping[str, Any]) -> MakeOptimizer:
             "Use sgd, adam, adamw, rmsprop or another elementwise optimiser of torch.optim."
         )
     return make
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _why_not_elementwise(make: MakeOptimizer) -> str | None:

@@ -130,6 +130,14 @@ def test_a_saved_and_loaded_optimiser_continues_with_the_same_bits(name: str):
     assert torch.equal(straight.flat, resumed.flat)
 
 
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", ["1e-2x", "1e-2", float("nan"), float("inf"), None, True, [0.1]])
+def test_a_number_that_is_none_is_refused_by_its_key(key: str, value: Any):
+    with pytest.raises(UsageError) as caught:
+        optimizer_from({**SHIPPED["adam"], key: value})
+    assert str(caught.value) == f"optimizer.{key} must be a finite number, got {value!r}."
+
+
 REFUSED = {
     "LBFGS": "closure",
     "Adafactor": "its update of one member depends on the other members",
