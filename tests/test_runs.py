@@ -164,8 +164,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: RunDir):
     assert RunDir.open(run.path) == run
     with pytest.raises(UsageError, match=r"run=.*nowhere is not a directory"):
         RunDir.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"resume=.* holds no run: config\.yaml is missing"):
-        RunDir.open(tmp_path, key="resume")
+        RunDir.open(tmp_path / "empty", key="resume")
+    with pytest.raises(UsageError, match=r"^run= is empty: `bdl runs` lists the runs\.$"):
+        RunDir.open("")
+
+
+def test_of_a_folder_of_runs_the_newest_is_suggested(tmp_path: Path):
+    for name in ("b/20260101-120000-aaaaaa", "a/20260102-120000-bbbbbb", "c/20251231-120000-cccccc"):
+        (tmp_path / name / "stacks").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("")
+    with pytest.raises(
+        UsageError, match=r"run=.*a folder of runs: .* newest is .*/a/20260102-120000-bbbbbb\.$"
+    ):
+        RunDir.open(tmp_path)
 
 
 @pytest.mark.parametrize("status", ["complete", "partial", "failed"])
