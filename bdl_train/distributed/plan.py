@@ -141,24 +141,29 @@ def plan(
         fit = min(fit, int(resources.gpus) * math.floor(1 / gpus_per_stack + 1e-9))
     slots = fit if num_workers is None else num_workers
     if slots > fit:
-        reasons.append(f"{fit} of {slots} workers fit into {resources.cpus} CPUs and {resources.gpus:g} GPUs")
+        reasons.append(
+            f"{fit} of {_count(slots, 'worker')} fit into {_count(resources.cpus, 'CPU')} and "
+            f"{_count(resources.gpus, 'GPU')}"
+        )
         slots = fit
     if members_per_stack is None:
         size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
         reasons.append(
-            f"up to {size} members a stack: {num_members} members over {slots} workers, at most "
-            f"{MEMBERS_PER_STACK} together"
+            f"up to {_count(size, 'member')} in a stack: {_count(num_members, 'member')} over "
+            f"{_count(slots, 'worker')}, at most {MEMBERS_PER_STACK} in one stack"
         )
     else:
         size = members_per_stack
-        reasons.append(f"up to {size} members a stack: cluster.members_per_stack={size}")
+        reasons.append(f"up to {_count(size, 'member')} in a stack: cluster.members_per_stack={size}")
     shares = assign_members(num_members, math.ceil(num_members / size))
     slots = min(slots, len(shares))
     cpus = cpus_per_stack or max(1, resources.cpus // slots)
-    line = "" if slots == len(shares) else "; the others wait in line"
-    reasons.append(
-        f"{len(shares)} stacks, {slots} at a time, each with {cpus} CPUs and {gpus_per_stack:g} GPUs{line}"
-    )
+    share = f"{_count(cpus, 'CPU')} and {_count(gpus_per_stack, 'GPU')}"
+    if len(shares) == 1:
+        reasons.append(f"1 stack with {share}")
+    else:
+        line = "" if slots == len(shares) else "; the others wait for their turn"
+        reasons.append(f"{len(shares)} stacks, {slots} at a time, each with {share}{line}")
     width = max(3, len(str(len(shares) - 1)))
     stacks = tuple(
         StackTask(id=f"{i:0{width}d}", members=tuple(share), cpus=cpus, gpus=gpus_per_stack)
@@ -178,5 +183,10 @@ def refit(recorded: Plan, today: Plan) -> Plan:
     stacks = tuple(replace(task, cpus=share.cpus, gpus=share.gpus) for task in recorded.stacks)
     if stacks == recorded.stacks:
         return recorded
-    reason = f"resumed with {share.cpus} CPUs and {share.gpus:g} GPUs for each of the {len(stacks)} recorded stacks"
-    return Plan(stacks, today.num_workers, (*recorded.reasons, reason))
+    held = f"{_count(share.cpus, 'CPU')} and {_count(share.gpus, 'GPU')}"
+    whose = "the recorded stack" if len(stacks) == 1 else f"each of the {len(stacks)} recorded stacks"
+    return Plan(stacks, today.num_workers, (*recorded.reasons, f"resumed with {held} for {whose}"))
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:.10g} {noun}" if number == 1 else f"{number:.10g} {noun}s"

@@ -113,10 +113,26 @@ def test_no_members_are_refused():
 
 
 def test_every_plan_says_why():
-    for made in (planned(8), planned(8, members_per_stack=2), planned(100, num_workers=2)):
+    for made in (planned(16), planned(8, members_per_stack=2), planned(100, num_workers=2)):
         text = "\n".join(made.reasons)
-        assert f"up to {max(sizes(made))} members a stack" in text
+        assert f"up to {max(sizes(made))} members in a stack" in text
         assert f"{len(made.stacks)} stacks, {made.num_workers} at a time" in text
+
+
+def test_reasons_count_in_words_that_agree():
+    one = planned(1, Resources(cpus=1, gpus=1), num_workers=2, gpus_per_stack=1)
+    assert one.reasons == (
+        "1 of 2 workers fit into 1 CPU and 1 GPU",
+        "up to 1 member in a stack: 1 member over 1 worker, at most 20 in one stack",
+        "1 stack with 1 CPU and 1 GPU",
+    )
+    assert planned(4, members_per_stack=2, num_workers=1).reasons == (
+        "up to 2 members in a stack: cluster.members_per_stack=2",
+        "2 stacks, 1 at a time, each with 8 CPUs and 0 GPUs; the others wait for their turn",
+    )
+    assert (
+        refit(one, planned(1, EIGHT)).reasons[-1] == "resumed with 8 CPUs and 0 GPUs for the recorded stack"
+    )
 
 
 def test_seeds_belong_to_members_not_to_the_packing():
@@ -151,5 +167,5 @@ def test_a_resumed_plan_keeps_its_stacks_and_takes_todays_machine():
     assert [task.members for task in refitted.stacks] == [task.members for task in recorded.stacks]
     assert [task.id for task in refitted.stacks] == [task.id for task in recorded.stacks]
     assert {(task.cpus, task.gpus) for task in refitted.stacks} == {(1, 0)}
-    assert "resumed with 1 CPUs and 0 GPUs" in refitted.reasons[-1]
+    assert "resumed with 1 CPU and 0 GPUs" in refitted.reasons[-1]
     assert refit(recorded, recorded) is recorded
