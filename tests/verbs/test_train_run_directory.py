@@ -58,6 +58,7 @@ def test_manifest_says_what_was_done_with_what(class_run):
     assert manifest["hashes"] == {
         "config.yaml": sha256(class_run.config),
         "plan.json": sha256(class_run.plan),
+        "posterior/posterior.json": sha256(class_run.posterior / "posterior.json"),
     }
     assert set(manifest["packages"]) >= {"torch", "numpy", "ray"}
     assert set(manifest["hardware"]) == {"machine", "cpus", "gpus"}
@@ -87,7 +88,7 @@ def test_events_are_whole_json_lines_of_five_keys(class_run):
     events = [json.loads(line) for line in lines]
     assert all(set(event) == {"time", "member", "step", "key", "value"} for event in events)
     assert {event["key"] for event in events} == {
-        "started", "progress", "train/nll", "val/nll", "val/stack_nll", "member",
+        "started", "progress", "train/nll", "val/nll", "val/stack_nll", "val/disagreement", "member",
     }  # fmt: skip
     # One validation an epoch and member, at the epoch's last step.
     steps = [event["step"] for event in events if event["key"] == "val/nll" and event["member"] == 1]
