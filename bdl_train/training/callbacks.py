@@ -1,7 +1,12 @@
-"""What happens around the steps of a stack: events, checkpoints, and stopping on request."""
+"""What happens around the steps of a stack: events, checkpoints, and stopping on request.
 
+None of it may cost the stack its training: what a full disk refuses is said once, and the steps go on.
+"""
+
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,45 @@ from bdl_train.runs import EventWriter
 from bdl_train.training.checkpoints import save_checkpoint
 from bdl_train.training.member_stack import MemberStack
 
+log = logging.getLogger(__name__)
+
 PROGRESS_EVERY_S = 0.5
+RETRY_S = 5.0
+"""Between two tries to save the checkpoint of a requested stop."""
 CURVE_POINTS = 200
 """Most points of a learning curve that are written, over the whole run."""
+
+
+class StackEvents:
+    """The event file of a stack; events that cannot be written are lost, with one warning.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._writer, self._warned = path, EventWriter(path), False
+
+    def write(self, key: str, values: Iterable[tuple[int | None, Any]], *, step: int) -> None:
+        with self._forgiving():
+            self._writer.write(key, values, step=step)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            self._writer.flush()
+
+    def close(self) -> None:
+        with self._forgiving():
+            self._writer.close()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s cannot be written, events are lost: %s", self._path, error)
+            self._warned = True
 
 
 class WriteEvents(pl.Callback):
@@ -25,7 +66,7 @@ class WriteEvents(pl.Callback):
         num_steps: Of the whole run.
     """
 
-    def __init__(self, events: EventWriter, members: list[int], num_steps: int, max_epochs: int) -> None:
+    def __init__(self, events: StackEvents, members: list[int], num_steps: int, max_epochs: int) -> None:
         self._events, self._members, self._num_steps = events, members, num_steps
         self._every = max(1, max_epochs // CURVE_POINTS)
         self._last = 0.0
@@ -75,19 +116,24 @@ class WriteEvents(pl.Callback):
 
 
 class Checkpoint(pl.Callback):
-    """Saves every `every_s` seconds and when a stop was requested.
+    """Saves every `every_s` seconds and when a stop was requested; stops only what could be saved.
 
     Args:
         folder: Of the stack.
         content: What to save, called at the time.
         stop_file: Its existence asks for a stop; it is looked for after each call of K steps.
+
+    Attributes:
+        stopped: Whether training ended on request, with a checkpoint to go on from.
     """
 
     def __init__(
         self, folder: Path, content: Callable[[], dict[str, Any]], every_s: float, stop_file: Path
     ) -> None:
         self._folder, self._content, self._every_s, self._stop_file = folder, content, every_s, stop_file
-        self._last = time.monotonic()
+        self._due = time.monotonic() + every_s
+        self._stop_due = time.monotonic()
+        self._warned: set[str] = set()
         self.stopped = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -101,9 +147,18 @@ class Checkpoint(pl.Callback):
             self._maybe_save(trainer)
 
     def _maybe_save(self, trainer: pl.Trainer) -> None:
-        if self._stop_file.exists():
-            self.stopped = True
-            trainer.should_stop = True
-        if self.stopped or time.monotonic() - self._last >= self._every_s:
+        stop = self._stop_file.exists()
+        if time.monotonic() < (self._stop_due if stop else self._due):
+            return
+        try:
             save_checkpoint(self._folder, self._content())
-            self._last = time.monotonic()
+        except OSError as error:
+            self._stop_due = time.monotonic() + RETRY_S
+            then = "the requested stop waits until it can" if stop else "training goes on without"
+            if then not in self._warned:
+                log.warning("A checkpoint in %s cannot be saved (%s): %s", self._folder, error, then)
+            self._warned.add(then)
+        else:
+            if stop:
+                self.stopped = trainer.should_stop = True
+        self._due = time.monotonic() + self._every_s

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them; the checkpoint before is kept beside it."""
+    """Write tensors, numbers, strings and containers of them; the checkpoint before is kept beside it.
+
+    Raises:
+        OSError: the disk takes no more; the checkpoint before can still be loaded.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     latest = folder / LATEST
-    if latest.is_file():
+    with suppress(FileNotFoundError):  # the first one, or a save that failed after this step
         latest.replace(folder / PREVIOUS)
     write_bytes(latest, buffer.getvalue())
 

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,11 +13,12 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from bdl_train.data import Data
+from bdl_train.errors import UsageError
 from bdl_train.posteriors import MemberPosterior
 from bdl_train.posteriors.artefact import write_member
-from bdl_train.runs import EventWriter, RunDir, read_json, write_json
+from bdl_train.runs import RunDir, read_json, sha256, write_json
 from bdl_train.seeds import Stream, member_seed
-from bdl_train.training.callbacks import Checkpoint, WriteEvents
+from bdl_train.training.callbacks import Checkpoint, StackEvents, WriteEvents
 from bdl_train.training.checkpoints import load_checkpoint, remove_checkpoints
 from bdl_train.training.early_stopping import EarlyStopping
 from bdl_train.training.feed import StepFeed
@@ -53,7 +55,8 @@ DIVERGED = "its potential or gradient became NaN or infinite: lower optimizer.lr
 def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: RunDir) -> dict[str, Any]:
     """Train the stack; the result is also `stacks/<id>/result.json`, written last.
 
-    Idempotent: a stack with a result returns it, a stack with a checkpoint continues from it bit for bit.
+    Idempotent: a stack with a result returns it if its members' files are as they were written, a stack with a
+    checkpoint continues from it bit for bit.
 
     Returns:
         `status` done or stopped; for done: a list `members` with one entry each (id, status, reason, file, sha256),
@@ -62,7 +65,13 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
     folder = run.stack(task.id)
     result_file = folder / "result.json"
     if result_file.is_file():
-        return read_json(result_file)
+        result = read_json(result_file)
+        lost = _lost_files(result, run, result_file)
+        if not lost:
+            return result
+        log.warning(
+            "Stack %s is trained again: %s missing or not as it was written", task.id, ", ".join(lost)
+        )
     torch.set_num_threads(task.cpus)
     start = time.monotonic()
     recipe = Recipe.of(config, data)
@@ -111,7 +120,7 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
         log.info("Stack %s continues at step %d", task.id, state.step)
 
     folder.mkdir(parents=True, exist_ok=True)
-    events = EventWriter(folder / "events.jsonl")
+    events = StackEvents(folder / "events.jsonl")
     events.write(
         "started",
         [(None, {"members": list(task.members), "executor": executor, "device": str(device)})],
@@ -169,6 +178,16 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
     write_json(result_file, result)
     remove_checkpoints(folder)
     return result
+
+
+def _lost_files(result: Any, run: RunDir, result_file: Path) -> list[str]:
+    """The members' files that are missing or differ from what the result says of them."""
+    try:
+        done = [entry for entry in result.get("members", []) if entry["status"] == "done"]
+        written = {run.posterior / entry["file"]: entry["sha256"] for entry in done}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"{result_file} is damaged: {type(error).__name__} {error}.") from error
+    return [path.name for path, digest in written.items() if not path.is_file() or sha256(path) != digest]
 
 
 def _fit(
