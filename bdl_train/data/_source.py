@@ -1,5 +1,6 @@
 """What CSV files and OpenML sets share: the settings of a table, and the way from its columns to `Data`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from bdl_train.data._splits import count_duplicates
 from bdl_train.data._table import check_unique, table_data
 from bdl_train.data._target import Kind, read_target
 from bdl_train.errors import UsageError, nearest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class TableSource(DataSource):
         check_columns([target], table, "data.target")
         inputs = table.loc[:, self._inputs(table, target, reserved)]
         inputs = _parse_numbers(inputs, parts["train"], self.categorical, untyped)
+        _warn_of_identifiers(inputs, parts["train"], self.categorical)
         raw = read_target(cells_of(table, target), self.kind, self.max_auto_classes)
         notes: dict[str, Any] = {"target_kind": f"{raw.kind}: {raw.reason}"}
         notes |= count_duplicates(inputs.assign(**{target: raw.y}), parts, declared=declared)
@@ -155,3 +159,25 @@ def _parse_numbers(
                 "name it in data.categorical or data.drop."
             ) from error
     return inputs.assign(**parsed)
+
+
+def _warn_of_identifiers(inputs: pd.DataFrame, train_rows: np.ndarray, categorical: Sequence[str]) -> None:
+    """Name columns that count the rows: a network learns from them what no new row can repeat."""
+    train = inputs.iloc[np.sort(train_rows)]
+    for name, values in train.items():
+        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        if name in categorical or not is_number or len(values) < 2:
+            continue
+        numbers = to_numbers(values)
+        if not (np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()):
+            continue
+        steps = np.diff(numbers)
+        is_sorted = (steps > 0).all() or (steps < 0).all()
+        lower = str(name).lower()
+        is_named = lower in ("id", "index") or lower.endswith("_id")
+        if is_sorted or (is_named and len(np.unique(numbers)) == len(numbers)):
+            log.warning(
+                "Column '%s' has another whole number in each of its %d training rows%s. It looks like an "
+                "identifier: name it in data.drop to leave it out.",
+                name, len(numbers), ", in the order of the file" if is_sorted else "",
+            )  # fmt: skip

@@ -133,6 +133,37 @@ def test_identifier_left_among_the_inputs_is_grouped(tmp_path: Path, caplog: pyt
     assert "Column 'id' has another text in each of its 54 training rows" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "warned"),
+    [
+        ("row", np.arange(80), True),
+        ("row", 500.0 - 3 * np.arange(80), True),
+        ("Patient_ID", np.arange(80) * 7 % 80, True),
+        ("INDEX", np.arange(80) * 7 % 80, True),
+        ("id", np.arange(80) * 7 % 80, True),
+        ("row", np.arange(80) * 7 % 80, False),
+        ("valid", np.arange(80) * 7 % 80, False),
+        ("row", np.arange(80) + 0.5, False),
+        ("row", np.arange(80) // 2, False),
+        ("id", np.arange(80) % 3, False),
+        ("id", np.where(np.arange(80) % 2, np.nan, np.arange(80)), False),
+    ],
+)
+def test_a_number_like_an_identifier_is_a_warning_and_stays(tmp_path: Path, caplog, name, values, warned):
+    table = a_table().drop(columns=["id", "part"]).assign(**{name: values})
+    data = load(tmp_path, table)
+    assert name in data.inputs.names
+    said = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(said) == warned
+    if warned:
+        assert f"Column '{name}' has another whole number in each of its 60 training rows" in said[0]
+        assert "looks like an identifier: name it in data.drop" in said[0]
+        caplog.clear()
+        load(tmp_path, table, drop=[name])
+        load(tmp_path, table.assign(**{name: values // 10}), categorical=[name])
+        assert not [one for one in caplog.records if one.levelno == logging.WARNING]
+
+
 def target_of(cells: list, kind: Any = "auto", name: str = "y") -> tuple[TargetKind, list, tuple[str, ...]]:
     raw = read_target(pd.Series(cells, name=name), kind, 5)
     return raw.kind, raw.y.tolist(), raw.classes
