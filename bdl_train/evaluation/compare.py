@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ REPEATS = ("data.split", "seed")
 VARIES = (*REPEATS, "data.root", "name", "output_dir", "plan_only", "check_prior")
 """Keys that runs of one row may differ in. Runs of other clusters or trackers are the same experiment too."""
 IGNORED_GROUPS = ("cluster", "tracking")
+
+TARGET = "._target_"
+EMPTY = "–"
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
         metrics: Keys to show; None = all that every run has.
 
     Returns:
-        Columns: differing settings (dotted keys), `runs`, and for each metric `<key>` (mean) and `<key> se`
-        (sample standard deviation / √runs; NaN for one run).
+        Columns: differing settings (dotted keys; a group whose class differs is one column of its name, and its
+        settings are there if they differ among runs of one class), `runs`, and for each metric `<key>` (mean) and
+        `<key> se` (sample standard deviation / √runs; NaN for one run).
     """
     groups: dict[str, list[FinishedRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -51,16 +56,14 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
         label = repr(sorted(flat.items()))
         groups.setdefault(label, []).append(run)
         settings[label] = flat
-    keys = sorted({key for flat in settings.values() for key in flat})
-    missing = object()
-    differing = [key for key in keys if len({repr(flat.get(key, missing)) for flat in settings.values()}) > 1]
+    columns = _differing(list(settings.values()))
     if metrics is None:
         shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
     else:
         shared = list(metrics)
     rows = []
-    for label, members in groups.items():
-        row: dict[str, Any] = {key: _short(settings[label].get(key)) for key in differing}
+    for i, members in enumerate(groups.values()):
+        row: dict[str, Any] = {name: texts[i] for name, texts in columns.items()}
         row["runs"] = len(members)
         for key in shared:
             values = np.array(
@@ -88,21 +91,62 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
     return {key: value for key, value in flat if key not in VARIES and not key.startswith(ignored)}
 
 
-def _short(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    return text.rsplit(".", 1)[-1] if text.startswith("bdl_train.") or text.startswith("torch.") else text
+def _differing(flats: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Column name to one text an experiment, for the settings in which experiments differ."""
+    columns: dict[str, list[str]] = {}
+    for key in sorted({key for flat in flats for key in flat}):
+        if not _differs(key, flats):
+            continue
+        name = key.removesuffix(TARGET)
+        if name != key:
+            targets = [str(flat[key]) if key in flat else EMPTY for flat in flats]
+            texts = _short(targets)
+        else:
+            texts = [_plain(flat[key]) if key in flat else EMPTY for flat in flats]
+        # A part that is null in some experiments has its class in others: two keys, one column.
+        before = columns.get(name, [EMPTY] * len(flats))
+        columns[name] = [old if new == EMPTY else new for old, new in zip(before, texts, strict=True)]
+    return columns
+
+
+def _differs(key: str, flats: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a setting differs among experiments whose groups around it have the same class."""
+    *around, _ = key.removesuffix(TARGET).split(".")
+    owners = [f"{path}{TARGET}" for path in accumulate(around, "{}.{}".format)]
+    values: dict[str, set[str]] = {}
+    for flat in flats:
+        same = repr([flat.get(owner) for owner in owners])
+        values.setdefault(same, set()).add(repr(flat[key]) if key in flat else EMPTY)
+    return any(len(found) > 1 for found in values.values())
+
+
+def _short(targets: Sequence[str]) -> list[str]:
+    """Our modules by name, other classes by name; longer where two would read the same."""
+    ways = (
+        [
+            target.split(".")[-2] if target.startswith("bdl_train.") else target.split(".")[-1]
+            for target in targets
+        ],
+        [target.split(".")[-1] for target in targets],
+    )
+    return next((way for way in ways if len(set(way)) == len(set(targets))), list(targets))
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def to_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with `mean ± se` cells, for people."""
+    """The same with `mean ± se` cells, for people; columns without any value are left out."""
     shown = pd.DataFrame(index=table.index)
     for column in table.columns:
-        if column.endswith(" se"):
+        if column.endswith(" se") or not table[column].notna().to_numpy().any():
             continue
         if f"{column} se" in table.columns:
             pairs = zip(table[column], table[f"{column} se"], strict=True)
             shown[column] = [
-                f"{mean:.3f}" if np.isnan(se) else f"{mean:.3f} ± {se:.3f}" for mean, se in pairs
+                EMPTY if np.isnan(mean) else f"{mean:.3f}" if np.isnan(se) else f"{mean:.3f} ± {se:.3f}"
+                for mean, se in pairs
             ]
         else:
             shown[column] = table[column].astype(str)
@@ -124,7 +168,7 @@ def show(table: pd.DataFrame, title: str) -> None:
 
     shown = to_text(table).T
     grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=False)
-    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(style="bold", no_wrap=True)
     for _ in shown.columns:
         grid.add_column(justify="right", overflow="fold")
     for name, row in shown.iterrows():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field
 
 from bdl_train.build import settings_of
@@ -30,7 +31,7 @@ class Settings:
 
 
 def run(config: dict[str, Any], options: Options) -> Exit:
-    """Print one line a run: path, status, members, headline metrics."""
+    """Print one line a run: path, status, members, method, split, seed, headline metrics."""
     settings = settings_of(Settings, config, key="")
     rows = [(one, _status(one)) for one in reversed(find_runs(settings.root))]
     rows = [(one, status) for one, status in rows if settings.status in (None, status)]
@@ -39,9 +40,11 @@ def run(config: dict[str, Any], options: Options) -> Exit:
         print(f"no {kind}runs below {settings.root}: start one with bdl train")
         return Exit.DONE
     shown = rows[: settings.limit]
-    width = max(len(str(one.path)) for one, _ in shown)
-    for one, status in shown:
-        print(f"{one.path!s:{width}}  {status:11}  {_members(one)}  {_headline(one)}".rstrip())
+    lines = [(str(one.path), status, _members(one), *_what(one), _headline(one)) for one, status in shown]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [f"{cell:{width}}" for cell, width in zip(line, widths, strict=True) if width]
+        print("  ".join(cells).rstrip())
     if len(shown) < len(rows):
         print(f"{len(rows) - len(shown)} more: limit=null shows all")
     return Exit.DONE
@@ -64,6 +67,33 @@ def _members(run_dir: RunDir) -> str:
         return f"{done}/{total} members"
     except (KeyError, TypeError):
         return "? members"
+
+
+def _what(run_dir: RunDir) -> tuple[str, str, str]:
+    """Method, data split and seed as the config has them; what it lacks is blank."""
+    try:
+        config = yaml.load(
+            run_dir.config.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    except (OSError, ValueError, yaml.YAMLError):
+        config = None
+    target, split, seed = (
+        _at(config, "inference", "_target_"),
+        _at(config, "data", "split"),
+        _at(config, "seed"),
+    )
+    method = target.split(".")[-2] if isinstance(target, str) and "." in target else ""
+    return (
+        method,
+        f"split {split}" if isinstance(split, int) else "",
+        f"seed {seed}" if isinstance(seed, int) else "",
+    )
+
+
+def _at(node: Any, *path: str) -> Any:
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _headline(run_dir: RunDir) -> str:

@@ -73,14 +73,18 @@ def test_evaluate_of_several_parts_is_a_multirun(bdl, own_run):
 
 def test_runs_lists_the_newest_first_with_members_and_headlines(bdl, train):
     train("name=b", "num_members=1")
-    train("name=a", "num_members=3")
+    train("name=a", "num_members=3", "inference=deep_ensemble", "data.split=2", "seed=7")
     train("name=c", "plan_only=true")
     said = bdl("runs")
     assert said.status == 0
     lines = said.out.splitlines()
     assert [Path(line.split()[0]).parent.name for line in lines] == ["c", "a", "b"]
-    assert re.search(r"complete +3/3 members +test/nll 0\.\d+ +test/accuracy 0\.\d+$", lines[1])
-    assert re.search(r"interrupted +2 members$", lines[0])
+    assert re.search(
+        r"complete +3/3 members +deep_ensemble +split 2 +seed 7 +test/nll 0\.\d+ +test/accuracy 0\.\d+$",
+        lines[1],
+    )
+    assert re.search(r"interrupted +2 members +swag +split 0 +seed 0$", lines[0])
+    assert len({line.index("split") for line in lines}) == 1
     assert len(bdl("runs", "limit=1").out.splitlines()) == 2
     assert "2 more" in bdl("runs", "limit=1").out
     assert len(bdl("runs", "status=complete").out.splitlines()) == 2
@@ -95,6 +99,14 @@ def test_runs_shows_a_damaged_run_and_goes_on(bdl, own_run):
         said = bdl("runs")
         assert said.status == 0
         assert re.search(r"damaged +", said.out)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "", "inference: 3\ndata: []\nseed: [1]", "a: b: c", "\x00"])
+def test_runs_leaves_blank_what_a_damaged_config_lacks(content, bdl, own_run):
+    own_run.config.write_text(content)
+    said = bdl("runs")
+    assert said.status == 0
+    assert re.search(r"complete +2/2 members +test/nll", said.out)
 
 
 # --- compare --------------------------------------------------------------------------------------------------
@@ -172,6 +184,51 @@ def test_compare_writes_markdown_for_a_readme(bdl, tmp_path):
     assert list(pd.read_parquet("t.parquet")["runs"]) == [2, 1]
 
 
+SWAG = {"_target_": "bdl_train.inference.swag.Swag", "start_epoch": None, "max_rank": 20}
+ENSEMBLE = {"_target_": "bdl_train.inference.deep_ensemble.DeepEnsemble", "patience": 5}
+
+
+def test_a_group_of_another_class_is_one_column_by_its_module(bdl, tmp_path):
+    make_run(
+        tmp_path / "a", 1.0, inference=ENSEMBLE, optimizer={"_target_": "torch.optim.SGD", "momentum": 0.9}
+    )
+    make_run(tmp_path / "b", 2.0, inference=SWAG, optimizer={"_target_": "torch.optim.Adam", "amsgrad": True})
+    make_run(
+        tmp_path / "c", 3.0, inference={**SWAG, "start_epoch": 7}, optimizer={"_target_": "torch.optim.Adam"}
+    )
+    said = bdl("compare", "runs=*", "output=t.md", "metrics=[test/nll,test/odd]")
+    assert said.status == 0
+    # amsgrad differs among the runs with Adam; patience and momentum belong to one class alone.
+    assert (tmp_path / "t.md").read_text().splitlines() == [
+        "| inference | inference.start_epoch | optimizer | optimizer.amsgrad | runs | test/nll |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| deep_ensemble | – | SGD | – | 1 | 1.000 |",
+        "| swag | null | Adam | True | 1 | 2.000 |",
+        "| swag | 7 | Adam | – | 1 | 3.000 |",
+    ]
+    assert "test/odd" not in said.out
+    assert "scheduler" not in said.out
+
+
+def test_classes_of_one_name_and_a_part_that_is_null_stay_apart(bdl, tmp_path):
+    parts = (None, {"_target_": "bdl_train.a.linear.Warm"}, {"_target_": "bdl_train.a.sine.Warm"})
+    for name, package, part in zip("abc", ("torch.optim", "mine", "mine"), parts, strict=True):
+        scheduler = {"_target_": "bdl_train.schedulers.cosine.Cosine", "warm": part}
+        make_run(tmp_path / name, 1.0, optimizer={"_target_": f"{package}.Adam"}, scheduler=scheduler)
+    assert bdl("compare", "runs=*", "output=t.csv").status == 0
+    table = pd.read_csv("t.csv", keep_default_na=False)
+    assert list(table["optimizer"]) == ["torch.optim.Adam", "mine.Adam", "mine.Adam"]
+    assert list(table["scheduler.warm"]) == ["null", "linear", "sine"]
+
+
+def test_names_of_rows_stay_whole_in_a_narrow_terminal(bdl, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    for i in range(6):
+        make_run(tmp_path / f"{i}", 1.0 + i, inference={**SWAG, "a_setting_of_a_long_name": 10**12 + i})
+    said = bdl("compare", "runs=*")
+    assert "inference.a_setting_of_a_long_name " in said.out
+
+
 def test_the_same_split_and_seed_twice_is_a_warning(bdl, tmp_path):
     make_run(tmp_path / "a", 1.0)
     make_run(tmp_path / "b", 1.0)
@@ -212,7 +269,7 @@ def test_a_multirun_writes_one_run_a_job_in_order_and_a_summary(bdl):
     runs = find_runs("runs")
     assert len(runs) == 4
     _, _, summary = said.out.rpartition("4 of 4 runs")
-    assert "DeepEnsemble" in summary
+    assert re.search(r"inference +│ +deep_ensemble │ +swag", summary)
     (nll,) = re.findall(r"test/nll +│ +([\d.]+) ± ([\d.]+) +│", summary)
     values = [
         read_json(one.metrics)["test/nll"]
