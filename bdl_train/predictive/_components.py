@@ -227,7 +227,9 @@ class Poisson(Components):
         found_QB = self.rate.new_empty(len(levels), self.rate.shape[1])
         for rows, is_wide in self._groups():
             some = self.rows(rows)
-            found_QB[:, rows] = some._wide_quantiles(weights, levels) if is_wide else some._searched(weights, levels)
+            found_QB[:, rows] = (
+                some._wide_quantiles(weights, levels) if is_wide else some._searched(weights, levels)
+            )
         return found_QB
 
     def _searched(self, weights: Tensor, levels: Sequence[float]) -> Tensor:

@@ -1,30 +1,26 @@
-"""The pass over data: row tiles outside, chunks of draws inside, blocks of rows innermost.
+"""The pass over data: tiles of rows outside, chunks of draws inside, blocks of rows innermost.
 
 Memory grows neither with the rows nor with the draws. Shape letters: C components, B rows of a block, P parameters.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bdl_train.likelihoods import PREFIX
-from bdl_train.posteriors import Draws
 from bdl_train.posteriors.artefact import Artefact
+from bdl_train.predictive._forward import Chunk, Forward, rows_in
 from bdl_train.predictive.mixture import Mixture
 from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats, log_prob, stats_of
 from bdl_train.specs import TargetKind
-from bdl_train.stack import Executor, Stack, StackedNetwork, choose_executor
+from bdl_train.stack import Stack
 
-CACHE_BYTES = {"cpu": 4 * 2**20, "cuda": 2**30}
-"""Room for what is computed at a time. On a CPU larger arrays leave its cache, and fresh memory costs even more."""
-ROOM_BYTES = 192 * 2**20
-"""The same where a few rows alone need more."""
-MIN_ROWS = 32
-"""Fewer rows at a time do not pay."""
+STATS_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+"""Room for the statistics of one block of rows."""
+ROOM_BYTES = 128 * 2**20
+"""Room for what is kept of all components of some rows, and for their inputs."""
 DRAWS_BYTES = 64 * 2**20
 """Draws are kept over the tiles of a pass when all of them fit in this, else drawn again: the same draws."""
 
@@ -61,15 +57,29 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Draws on the device, with views of their parameters by name."""
+class _Components:
+    """What is small of the draws, and kept of all of them: `[C]` each."""
 
-    draws: Draws
-    params: dict[str, Tensor]
+    log_weights: Tensor
+    members: Tensor
+    likelihood_params: dict[str, Tensor]
 
-    @property
-    def likelihood_params(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.params.items() if name.startswith(PREFIX)}
+    @classmethod
+    def of(cls, chunk: Chunk) -> "_Components":
+        # Clones: a view would keep the whole chunk in memory.
+        params = {name: value.clone() for name, value in chunk.likelihood_params.items()}
+        return cls(chunk.draws.log_weights, chunk.draws.members, params)
+
+    @classmethod
+    def joined(cls, parts: list["_Components"]) -> "_Components":
+        return cls(
+            torch.cat([part.log_weights for part in parts]),
+            torch.cat([part.members for part in parts]),
+            {
+                name: torch.cat([part.likelihood_params[name] for part in parts])
+                for name in parts[0].likelihood_params
+            },
+        )
 
 
 class Predictor:
@@ -85,7 +95,7 @@ class Predictor:
 
     Attributes:
         chunk_size: Draws that run at a time.
-        block_rows: Rows that run at a time.
+        block_rows: Rows that are scored at a time.
         tile_rows: Rows for which one pass over all draws is made.
 
     Raises:
@@ -102,42 +112,38 @@ class Predictor:
         precision: str = "32-true",
     ) -> None:
         self.device = torch.device(device)
-        self.posterior, self.layout, self.likelihood = (
-            artefact.posterior,
-            artefact.layout,
-            artefact.likelihood,
-        )
-        self.inputs, self.dtype = artefact.inputs, artefact.dtype
+        self.posterior, self.layout = artefact.posterior, artefact.layout
+        self.likelihood, self.inputs, self.dtype = artefact.likelihood, artefact.inputs, artefact.dtype
         self.is_class = artefact.target.kind is TargetKind.CLASS
-        self.num_draws, self.precision = num_draws, precision
-        self.template = artefact.network().to(self.device)
+        self.num_draws = num_draws
         self.num_components = self.posterior.num_components(num_draws)
-        self._asked = executor
         if self.device.type == "cpu":
             _keep_freed_memory()
-        self._vmapped = StackedNetwork(self.template, "vmap")
-        self._by_rule: Executor | None = None
-        self._fastest: dict[tuple[int, int], Executor] = {}
-        self._cache: list[_Chunk] = []
 
-        example = torch.zeros(1, *self.inputs.shape, dtype=self.dtype, device=self.device)
-        row_bytes = 4 * _activation_floats(self.template, example)
-        draw_bytes = torch.empty((), dtype=self.dtype).element_size() * self.layout.num_params
-        cache = CACHE_BYTES["cpu" if self.device.type == "cpu" else "cuda"]
-        most = min(self.num_components, DRAWS_BYTES // draw_bytes, cache // (row_bytes * MIN_ROWS))
-        self.chunk_size = max(1, most)
-        self._vmap_rows = _rows_in(cache, row_bytes * self.chunk_size)
+        few = Chunk.of(next(self.posterior.draw(num_draws, chunk_size=2)), self.layout, self.device).draws
+        self._forward = Forward(
+            artefact.network().to(self.device),
+            Stack(few.flat, few.buffers, self.layout),
+            executor,
+            self.inputs.shape,
+            precision,
+        )
+        draw_bytes = few.flat.element_size() * self.layout.num_params
+        self._keep_draws = draw_bytes * self.num_components <= DRAWS_BYTES
+        draws_room = DRAWS_BYTES if self._keep_draws else DRAWS_BYTES // 4
+        self.chunk_size = max(1, min(self.num_components, draws_room // draw_bytes, self._forward.most_draws))
         # Statistics take a few float64 arrays of the outputs; a mixture or single scores keep all components.
         output_bytes = 32 * self.likelihood.num_outputs(artefact.target)
-        kept_bytes = (8 if self.is_class else 96) * self.num_components
+        input_bytes = 12 * torch.Size(self.inputs.shape).numel()
+        kept_bytes = (8 if self.is_class else 96) * self.num_components + input_bytes
+        stats_bytes = STATS_BYTES["cpu" if self.device.type == "cpu" else "cuda"]
         self.block_rows = min(
-            _rows_in(cache, row_bytes),
-            _rows_in(cache, output_bytes * self.chunk_size),
-            _rows_in(ROOM_BYTES, kept_bytes),
+            rows_in(stats_bytes, output_bytes * self.chunk_size), rows_in(ROOM_BYTES, kept_bytes)
         )
-        self._keep_draws = draw_bytes * self.num_components <= DRAWS_BYTES
         num_blocks = 1 if self._keep_draws else ROOM_BYTES // (kept_bytes * self.block_rows)
         self.tile_rows = self.block_rows * max(1, num_blocks)
+        self._kept: list[Chunk] = []
+        self._all: _Components | None = None
 
     def __call__(
         self, x: Tensor, y: Tensor | None = None, *, per_component: bool = False
@@ -164,27 +170,12 @@ class Predictor:
             rows = slice(start, min(start + self.block_rows, tile.stop))
             x_block = self.inputs.prepare(x[rows].to(self.device), self.dtype)
             blocks.append(_Block(rows, x_block, None if y is None else y[rows].to(self.device)))
-        log_weights, members, params = [], [], []
         for chunk in self._chunks():
-            members.append(chunk.draws.members)
-            log_weights.append(chunk.draws.log_weights)
-            params.append(chunk.likelihood_params)
             for block in blocks:
                 self._add(block, chunk, per_component)
-        all_params = {name: torch.cat([one[name] for one in params]) for name in params[0]}
-        all_members, all_log_weights = torch.cat(members), torch.cat(log_weights)
-        predictions = []
-        for block in blocks:
-            mixture = None
-            if not self.is_class:
-                components = self.likelihood.distribution(torch.cat(block.outputs), all_params)
-                mixture = Mixture(components, all_log_weights)
-            log_probs = torch.cat(block.log_probs) if block.log_probs else None
-            assert block.stats is not None
-            predictions.append(TilePrediction(block.rows, block.stats, mixture, log_probs, all_members))
-        return predictions
+        return [self._prediction(block) for block in blocks]
 
-    def _add(self, block: _Block, chunk: _Chunk, per_component: bool) -> None:
+    def _add(self, block: _Block, chunk: Chunk, per_component: bool) -> None:
         outputs = self._forward(chunk, block.x)
         components = self.likelihood.distribution(outputs, chunk.params)
         stats = stats_of(components, chunk.draws.log_weights, block.y)
@@ -194,74 +185,29 @@ class Predictor:
         if per_component and block.y is not None:
             block.log_probs.append(log_prob(components, block.y))
 
-    def _chunks(self) -> Iterator[_Chunk]:
-        if self._cache:
-            yield from self._cache
+    def _prediction(self, block: _Block) -> TilePrediction:
+        assert block.stats is not None
+        assert self._all is not None
+        mixture = None
+        if not self.is_class:
+            outputs = torch.cat(block.outputs)
+            components = self.likelihood.distribution(outputs, self._all.likelihood_params)
+            mixture = Mixture(components, self._all.log_weights)
+        log_probs = torch.cat(block.log_probs) if block.log_probs else None
+        return TilePrediction(block.rows, block.stats, mixture, log_probs, self._all.members)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        if self._kept:
+            yield from self._kept
             return
-        kept = []
+        kept, parts = [], []
         for draws in self.posterior.draw(self.num_draws, chunk_size=self.chunk_size):
-            flat = draws.flat.to(self.device)
-            buffers = {name: buffer.to(self.device) for name, buffer in draws.buffers.items()}
-            here = Draws(flat, buffers, draws.log_weights.to(self.device), draws.members)
-            chunk = _Chunk(here, self.layout.unflatten(flat))
+            chunk = Chunk.of(draws, self.layout, self.device)
+            parts.append(_Components.of(chunk))
             if self._keep_draws:
                 kept.append(chunk)
             yield chunk
-        self._cache = kept
-
-    def _forward(self, chunk: _Chunk, x: Tensor) -> Tensor:
-        executor = self._executor(chunk, x)
-        self.template.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            return self._vmap(chunk, x) if executor == "vmap" else self._loop(chunk, x)
-
-    def _vmap(self, chunk: _Chunk, x: Tensor) -> Tensor:
-        pieces = [
-            self._vmapped(chunk.params, chunk.draws.buffers, part, train=False, shared=True)[0]
-            for part in x.split(self._vmap_rows)
-        ]
-        return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-
-    def _loop(self, chunk: _Chunk, x: Tensor) -> Tensor:
-        """One draw after another, its weights put into the network: faster than `functional_call`."""
-        weights = [(slot, chunk.params[name]) for name, slot in self.template.named_parameters()]
-        buffers = [(slot, chunk.draws.buffers[name]) for name, slot in self.template.named_buffers()]
-        outputs = []
-        for c in range(len(chunk.draws)):
-            for slot, values in weights:
-                slot.data = values[c]
-            for slot, values in buffers:
-                slot.data = values[c].clone()  # a network may write to its buffers
-            outputs.append(self.template(x))
-        return torch.stack(outputs)
-
-    def _executor(self, chunk: _Chunk, x: Tensor) -> Executor:
-        if self._asked == "vmap" or self._asked == "loop":
-            return self._asked
-        if len(chunk.draws) == 1:
-            return "loop"
-        if self._by_rule is None:
-            few = Stack(chunk.draws.flat[:2], {k: b[:2] for k, b in chunk.draws.buffers.items()}, self.layout)
-            self._by_rule, _ = choose_executor(self.template, few, x[:2], "auto")
-        if self._asked == "auto" or self._by_rule == "loop":
-            return self._by_rule
-        size = (len(chunk.draws), len(x).bit_length())
-        if size not in self._fastest:
-            self.template.eval()
-            faster = self._seconds(self._vmap, chunk, x) <= self._seconds(self._loop, chunk, x)
-            self._fastest[size] = "vmap" if faster else "loop"
-        return self._fastest[size]
-
-    def _seconds(self, run: Callable[[_Chunk, Tensor], Tensor], chunk: _Chunk, x: Tensor) -> float:
-        """The shortest of a few runs, after one to warm up."""
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            run(chunk, x)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+        self._kept, self._all = kept, _Components.joined(parts)
 
 
 def _merge(one: PredictiveStats, other: PredictiveStats) -> PredictiveStats:
@@ -279,29 +225,3 @@ def _keep_freed_memory() -> None:
     of the time of small networks. The threshold follows the largest block freed so far, up to 32 MiB.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-def _rows_in(room: int, row_bytes: int) -> int:
-    """Rows that fit, but some even where they do not, unless they are huge."""
-    return max(1, room // row_bytes, min(MIN_ROWS, ROOM_BYTES // row_bytes))
-
-
-def _activation_floats(network: nn.Module, x: Tensor) -> int:
-    """The largest sum of one module's input and output sizes, for one example: what a row costs in memory."""
-    largest = x.numel()
-
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal largest
-        sizes = [one.numel() for one in (*inputs, output) if torch.is_tensor(one)]
-        largest = max(largest, sum(sizes))
-
-    handles = [module.register_forward_hook(hook) for module in network.modules()]
-    try:
-        with torch.no_grad():
-            network.eval()(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # Convolutions on a CPU unfold their input: nine copies of it for a 3 × 3 kernel.
-    has_conv = any(isinstance(module, nn.modules.conv._ConvNd) for module in network.modules())
-    return largest * (10 if has_conv else 2)

@@ -5,7 +5,7 @@ Shape letters: C components of a chunk, B rows, K classes.
 
 import math
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import Self
 
 import torch
@@ -43,17 +43,17 @@ class ClassStats:
             torch.logaddexp(self.log_score, other.log_score),
         )
 
-    @property
+    @cached_property
     def mean_probs(self) -> Tensor:
         """`[B, K]`, the mixture's probabilities."""
         return self.probs / self.weight
 
-    @property
+    @cached_property
     def total(self) -> Tensor:
         """Predictive entropy `[B]`, nats."""
         return entropy(self.mean_probs)
 
-    @property
+    @cached_property
     def aleatoric(self) -> Tensor:
         """Expected entropy `[B]`, nats."""
         return self.expected_entropy / self.weight

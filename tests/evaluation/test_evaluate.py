@@ -20,7 +20,7 @@ from bdl_train.evaluation.evaluate import Evaluation, evaluate, member_scores, w
 from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import Artefact
-from bdl_train.predictive import predict
+from bdl_train.predictive import _forward, predict
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir
 
@@ -88,8 +88,8 @@ def test_tiles_change_no_metric(monkeypatch: pytest.MonkeyPatch):
         part = part_for(artefact, 200)
         whole = evaluate(Predictor(artefact), part, artefact.target)
         with monkeypatch.context() as patch:
-            patch.setattr(predict, "CACHE_BYTES", {"cpu": 1 << 13})
-            patch.setattr(predict, "MIN_ROWS", 7)
+            patch.setattr(predict, "STATS_BYTES", {"cpu": 1 << 13})
+            patch.setattr(_forward, "MIN_ROWS", 7)
             tiled = evaluate(Predictor(artefact), part, artefact.target)
         assert values(tiled) == pytest.approx(values(whole), rel=1e-5, abs=1e-6)
         np.testing.assert_array_equal(tiled.rows.columns["y"], whole.rows.columns["y"])

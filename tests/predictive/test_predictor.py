@@ -15,7 +15,7 @@ from torch.func import functional_call
 from bdl_train.errors import UsageError
 from bdl_train.likelihoods import PREFIX
 from bdl_train.posteriors.artefact import Artefact
-from bdl_train.predictive import predict
+from bdl_train.predictive import _forward, predict
 from bdl_train.predictive.predict import Predictor, TilePrediction
 from bdl_train.predictive.stats import ClassStats, NumberStats
 
@@ -77,7 +77,10 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def limit(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
     for name, value in sizes.items():
-        monkeypatch.setattr(predict, name, {"cpu": value, "cuda": value} if name == "CACHE_BYTES" else value)
+        for module in (predict, _forward):
+            if hasattr(module, name):
+                by_device = isinstance(getattr(module, name), dict)
+                monkeypatch.setattr(module, name, {"cpu": value, "cuda": value} if by_device else value)
 
 
 # --- against a plain loop -------------------------------------------------------------------------------------
@@ -159,10 +162,18 @@ def test_tiles_chunks_and_batches_change_nothing(
     artefact = small_artefact(likelihood, method, num_members=3, num_draws=4)
     x, y = rows(300), targets(artefact, 300)
     whole = gathered(Predictor(artefact)(x, y, per_component=True))
-    limit(monkeypatch, CACHE_BYTES=1 << 13, DRAWS_BYTES=490, MIN_ROWS=3, ROOM_BYTES=1 << 16)
+    limit(
+        monkeypatch,
+        CACHE_BYTES=1 << 12,
+        LOOP_BYTES=1 << 12,
+        STATS_BYTES=1 << 12,
+        DRAWS_BYTES=490,
+        MIN_ROWS=3,
+        ROOM_BYTES=1 << 16,
+    )
     small = Predictor(artefact)
     assert small.chunk_size < small.num_components
-    assert small.block_rows < 100
+    assert small.block_rows < 150
     assert_close(gathered(small(x, y, per_component=True)), whole)
     parts = [gathered(small(x[i : i + 70], y[i : i + 70], per_component=True)) for i in range(0, 300, 70)]
     assert_close({name: torch.cat([part[name] for part in parts]) for name in whole}, whole)
@@ -207,9 +218,9 @@ def test_draws_are_made_once_for_all_tiles(monkeypatch: pytest.MonkeyPatch):
         calls += 1
         return draw(self, num_samples, seed)
 
-    monkeypatch.setattr(cls, "draw", counted)
-    limit(monkeypatch, CACHE_BYTES=1 << 14)
+    limit(monkeypatch, CACHE_BYTES=1 << 14, STATS_BYTES=1 << 14)
     predictor = Predictor(artefact)
+    monkeypatch.setattr(cls, "draw", counted)
     assert len(list(predictor(rows(500)))) > 3
     list(predictor(rows(40)))
     assert calls == artefact.posterior.num_members

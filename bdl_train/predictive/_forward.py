@@ -1,0 +1,179 @@
+"""The forward pass of a chunk of draws: all at once, or one after another, in pieces of rows that fit.
+
+Shape letters: C draws of a chunk, B rows, O outputs, P parameters.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdl_train.dense import DenseNetwork
+from bdl_train.likelihoods import PREFIX
+from bdl_train.posteriors import Draws
+from bdl_train.stack import Executor, Layout, Stack, StackedNetwork, choose_executor
+
+CACHE_BYTES = {"cpu": 4 * 2**20, "cuda": 2**30}
+"""Room for the activations of many draws. On a CPU what leaves the cache is slower, and fresh memory slower still."""
+LOOP_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+"""The same of one draw at a time, which is slow because of its many calls."""
+MIN_ROWS = 32
+"""Fewer rows at a time do not pay, unless a row alone takes megabytes."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Draws on the device, `[C, P]`, with views of their parameters by name."""
+
+    draws: Draws
+    params: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, draws: Draws, layout: Layout, device: torch.device) -> "Chunk":
+        flat = draws.flat.to(device)
+        buffers = {name: buffer.to(device) for name, buffer in draws.buffers.items()}
+        here = Draws(flat, buffers, draws.log_weights.to(device), draws.members)
+        return cls(here, layout.unflatten(flat))
+
+    @property
+    def likelihood_params(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.params.items() if name.startswith(PREFIX)}
+
+    @cached_property
+    def by_draw(self) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+        """The network's parameters and its buffers, in the order of their names, apart for each draw."""
+        weights = [value.unbind() for name, value in self.params.items() if not name.startswith(PREFIX)]
+        buffers = [value.unbind() for value in self.draws.buffers.values()]
+        count = len(self.draws)
+        return [tuple(one[c] for one in weights) for c in range(count)], [
+            tuple(one[c] for one in buffers) for c in range(count)
+        ]
+
+
+class Forward:
+    """Runs one network with the weights of draws.
+
+    Args:
+        template: A network of the architecture, on its device; its weights come and go.
+        few: Two draws or one, to try whether the network can be batched over draws.
+        asked: `auto` decides by rule, `measured` by timing both executors once for each size of call.
+        input_shape: Of one row.
+
+    Attributes:
+        most_draws: More than these at a time do not pay.
+    """
+
+    def __init__(
+        self,
+        template: nn.Module,
+        few: Stack,
+        asked: Literal["auto", "vmap", "loop", "measured"],
+        input_shape: tuple[int, ...],
+        precision: str,
+    ) -> None:
+        self._template, self._asked, self._precision = template, asked, precision
+        self._device = few.flat.device
+        x = torch.zeros(2, *input_shape, dtype=few.flat.dtype, device=self._device)
+        row_bytes = 4 * _activation_floats(template, x[:1])
+        if asked == "vmap" or asked == "loop":
+            self._executor: Executor = asked
+        else:
+            self._executor, _ = choose_executor(template, few, x, "auto")
+        template.eval()
+        kind = "cpu" if self._device.type == "cpu" else "cuda"
+        self._vmapped, self._dense = StackedNetwork(template, "vmap"), DenseNetwork.of(template)
+        self._slots = list(template.parameters())
+        self._buffer_slots = list(template.buffers())
+        self._fastest: dict[tuple[int, int], Executor] = {}
+        self._row_bytes, self._cache_bytes = row_bytes, CACHE_BYTES[kind]
+        self._loop_rows = rows_in(LOOP_BYTES[kind], row_bytes)
+        # In a loop the activations of one draw exist at a time.
+        self.most_draws = (
+            1 << 30 if self._executor == "loop" else max(1, CACHE_BYTES[kind] // (row_bytes * MIN_ROWS))
+        )
+
+    def __call__(self, chunk: Chunk, x: Tensor) -> Tensor:
+        """Outputs `[C, B, O]` of prepared inputs `[B, ...]`."""
+        executor = self._choose(chunk, x)
+        if self._precision != "bf16-mixed":
+            return self._run(executor, chunk, x)
+        with torch.autocast(self._device.type, torch.bfloat16):
+            return self._run(executor, chunk, x)
+
+    def _run(self, executor: Executor, chunk: Chunk, x: Tensor) -> Tensor:
+        if executor == "vmap":
+            size, run = rows_in(self._cache_bytes, self._row_bytes * len(chunk.draws)), self._vmap
+        else:
+            size, run = self._loop_rows, self._loop
+        if len(x) <= size:
+            return run(chunk, x)
+        return torch.cat([run(chunk, part) for part in x.split(size)], dim=1)
+
+    def _vmap(self, chunk: Chunk, x: Tensor) -> Tensor:
+        if self._dense is not None:  # what `_vmapped` would do, without its bookkeeping
+            return self._dense(chunk.params, x, shared=True)
+        return self._vmapped(chunk.params, chunk.draws.buffers, x, train=False, shared=True)[0]
+
+    def _loop(self, chunk: Chunk, x: Tensor) -> Tensor:
+        """One draw after another, its weights put into the network: faster than `functional_call`."""
+        outputs = []
+        for weights, buffers in zip(*chunk.by_draw, strict=True):
+            for slot, value in zip(self._slots, weights, strict=True):
+                slot.data = value
+            for slot, value in zip(self._buffer_slots, buffers, strict=True):
+                slot.data = value.clone()  # a network may write to its buffers
+            outputs.append(self._template(x))
+        return torch.stack(outputs)
+
+    def _choose(self, chunk: Chunk, x: Tensor) -> Executor:
+        if self._asked == "vmap" or self._executor == "loop":
+            return self._executor
+        if len(chunk.draws) == 1:
+            return "loop"
+        if self._asked == "auto":
+            return self._executor
+        size = (len(chunk.draws), len(x).bit_length())
+        if size not in self._fastest:
+            faster = self._seconds("vmap", chunk, x) <= self._seconds("loop", chunk, x)
+            self._fastest[size] = "vmap" if faster else "loop"
+        return self._fastest[size]
+
+    def _seconds(self, executor: Executor, chunk: Chunk, x: Tensor) -> float:
+        """The shortest of a few runs, after one to warm up."""
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            self._run(executor, chunk, x)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+
+def rows_in(room: int, row_bytes: int) -> int:
+    """Rows that fit into so many bytes, or `MIN_ROWS` where fewer do, or one where that takes too much."""
+    return max(1, room // row_bytes, min(MIN_ROWS, LOOP_BYTES["cpu"] // row_bytes))
+
+
+def _activation_floats(network: nn.Module, x: Tensor) -> int:
+    """The largest sum of one module's input and output sizes, for one example: what a row costs in memory."""
+    largest = x.numel()
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        sizes = [one.numel() for one in (*inputs, output) if torch.is_tensor(one)]
+        largest = max(largest, sum(sizes))
+
+    handles = [module.register_forward_hook(hook) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Convolutions on a CPU unfold their input: nine copies of it for a 3 × 3 kernel.
+    has_conv = any(isinstance(module, nn.modules.conv._ConvNd) for module in network.modules())
+    return largest * (10 if has_conv else 2)
