@@ -133,7 +133,7 @@ def test_a_run_may_be_resumed_with_another_share_of_the_machine(train, bdl):
     run.plan.write_text(json.dumps(plan))
     said = bdl("train", f"resume={run.path}", "cluster=inline", "cluster.cpus_per_stack=1")
     assert said.status == 0, said.err
-    assert "resumed with 1 CPUs and 0 GPUs" in said.out
+    assert "resumed with 1 CPU and 0 GPUs" in said.out
     assert "continues at step 24" in said.err  # 16 steps a call, 12 an epoch
     assert hashes(run) == hashes(whole)
 

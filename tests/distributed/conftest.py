@@ -1,0 +1,5 @@
+"""The command, in this process."""
+
+from command_line import bdl, train
+
+__all__ = ["bdl", "train"]
