@@ -36,6 +36,8 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Despite its name, everywhere: a Ray without other machines listens on the loopback device only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
 
@@ -145,7 +147,7 @@ def _work_remotely(task: StackTask, job: Job, packages: tuple[str, ...]) -> dict
 
 @dataclass(frozen=True)
 class _Session:
-    """The Ray that this process started."""
+    """The Ray that this process started; all its files lie below `folder`."""
 
     resources: Resources
     folder: str
@@ -174,7 +176,8 @@ def start(resources: Resources) -> Any:
     if _session is not None and _session.resources != resources:
         stop()
     if not ray.is_initialized():
-        # Socket paths end at 107 bytes and Ray adds 62 to the folder: keep it short.
+        # Ray opens its own folder to every user, so it lies in one that only we may enter. Socket paths end at 107
+        # bytes and Ray adds 62 to its folder: keep both short.
         folder = tempfile.mkdtemp(prefix="bdl-ray-", dir="/tmp")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(
@@ -183,7 +186,8 @@ def start(resources: Resources) -> Any:
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _temp_dir=folder,
+            _temp_dir=os.path.join(folder, "r"),
+            _node_ip_address="127.0.0.1",
         )
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler would end the driver at once, with the members unsaved.
