@@ -43,14 +43,10 @@ class Chunk:
         return {name: value for name, value in self.params.items() if name.startswith(PREFIX)}
 
     @cached_property
-    def by_draw(self) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-        """The network's parameters and its buffers, in the order of their names, apart for each draw."""
-        weights = [value.unbind() for name, value in self.params.items() if not name.startswith(PREFIX)]
-        buffers = [value.unbind() for value in self.draws.buffers.values()]
-        count = len(self.draws)
-        return [tuple(one[c] for one in weights) for c in range(count)], [
-            tuple(one[c] for one in buffers) for c in range(count)
-        ]
+    def by_draw(self) -> list[dict[str, Tensor]]:
+        """Parameters and buffers by name, apart for each draw."""
+        apart = {name: value.unbind() for name, value in (self.params | self.draws.buffers).items()}
+        return [{name: values[c] for name, values in apart.items()} for c in range(len(self.draws))]
 
 
 class Forward:
@@ -85,8 +81,8 @@ class Forward:
         template.eval()
         kind = "cpu" if self._device.type == "cpu" else "cuda"
         self._vmapped, self._dense = StackedNetwork(template, "vmap"), DenseNetwork.of(template)
-        self._slots = list(template.parameters())
-        self._buffer_slots = list(template.buffers())
+        self._slots = list(template.named_parameters())
+        self._buffer_slots = list(template.named_buffers())
         self._fastest: dict[tuple[int, int], Executor] = {}
         self._row_bytes, self._cache_bytes = row_bytes, CACHE_BYTES[kind]
         self._loop_rows = rows_in(LOOP_BYTES[kind], row_bytes)
@@ -120,11 +116,11 @@ class Forward:
     def _loop(self, chunk: Chunk, x: Tensor) -> Tensor:
         """One draw after another, its weights put into the network: faster than `functional_call`."""
         outputs = []
-        for weights, buffers in zip(*chunk.by_draw, strict=True):
-            for slot, value in zip(self._slots, weights, strict=True):
-                slot.data = value
-            for slot, value in zip(self._buffer_slots, buffers, strict=True):
-                slot.data = value.clone()  # a network may write to its buffers
+        for values in chunk.by_draw:
+            for name, slot in self._slots:
+                slot.data = values[name]
+            for name, slot in self._buffer_slots:
+                slot.data = values[name].clone()  # a network may write to its buffers
             outputs.append(self._template(x))
         return torch.stack(outputs)
 
