@@ -128,7 +128,7 @@ def _logging() -> Iterator[None]:
             f"The environment variable {LOG_ENV} is '{level}', expected one of: {', '.join(LEVELS)}."
         )
     ours, root = logging.getLogger("bdl_train"), logging.getLogger()
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if level != "DEBUG":
         handler.addFilter(
@@ -145,6 +145,18 @@ def _logging() -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         ours.setLevel(before)
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to whatever stderr is now: a live view puts a stream of its own there, to draw itself below the line."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
 
 
 class _Parser(argparse.ArgumentParser):
