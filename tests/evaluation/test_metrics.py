@@ -77,10 +77,10 @@ def own_numbers(num_rows: int, target: TargetSpec, narrower: float = 1.0) -> Row
 
 
 def test_ece_by_hand():
-    confidence = np.array([0.5, 0.5, 0.95, 1.0])
-    correct = np.array([1.0, 0.0, 0.0, 1.0])
-    # Of ten bins (0.4, 0.5] holds two rows without a gap, (0.9, 1] two with a gap of |1 - 1.95| together.
-    assert expected_calibration_error(confidence, correct, 10) == pytest.approx(0.95 / 4)
+    confidence = np.array([0.45, 0.5, 0.95, 1.0])
+    correct = np.array([1.0, 0.0, 1.0, 0.0])
+    # Of ten bins (0.4, 0.5] holds two rows whose gaps 0.55 and -0.5 cancel, (0.9, 1] two of 0.05 and -1.
+    assert expected_calibration_error(confidence, correct, 10) == pytest.approx((0.05 + 0.95) / 4)
 
 
 @pytest.mark.parametrize("edge", [0.0, 1.0, 1 / 15, 8 / 15, 1 + 1e-7])

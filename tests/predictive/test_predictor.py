@@ -9,15 +9,20 @@ import pytest
 import scipy.special
 import torch
 from small_posteriors import PIXELS, RESNET, small_artefact, target_for
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from bdl_train.errors import UsageError
 from bdl_train.likelihoods import PREFIX
+from bdl_train.models import Architecture
 from bdl_train.posteriors.artefact import Artefact
+from bdl_train.posteriors.atoms import Atoms
+from bdl_train.posteriors.ensemble import EnsemblePosterior
 from bdl_train.predictive import _forward, predict
 from bdl_train.predictive.predict import Predictor, TilePrediction
 from bdl_train.predictive.stats import ClassStats, NumberStats
+from bdl_train.specs import InputSpec
+from bdl_train.stack import Layout
 
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian", "heteroscedastic_gaussian", "student_t", "poisson")
 METHODS = ("ensemble", "atoms", "swag")
@@ -243,13 +248,39 @@ def test_batch_norm_statistics_belong_to_their_draw(executor: Any):
     torch.testing.assert_close(found["mean"], probs, rtol=1e-4, atol=1e-5)
 
 
-def test_buffers_of_the_posterior_survive_a_prediction():
-    artefact = resnet_artefact()
-    before = [{k: v.clone() for k, v in member.tensors().items()} for member in artefact.posterior.members]
-    for executor in ("vmap", "loop"):
-        list(Predictor(artefact, executor=executor)(images(4)))
-    for member, stored in zip(artefact.posterior.members, before, strict=True):
-        assert all(torch.equal(value, stored[name]) for name, value in member.tensors().items())
+class Counting(nn.Linear):
+    """A network that counts its calls, in eval mode too."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(num_inputs, num_outputs)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class CountingArchitecture(Architecture):
+    takes = "any"
+
+    def network(self, inputs: InputSpec, num_outputs: int) -> nn.Module:
+        return Counting(inputs.shape[0], num_outputs)
+
+
+@pytest.mark.parametrize("executor", ["vmap", "loop"])
+def test_a_network_that_writes_to_its_buffers_changes_no_posterior(executor: Any):
+    flat = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    posterior = EnsemblePosterior([0], [Atoms(flat, {"calls": torch.tensor([5.0, 7.0])})], 2, 0)
+    artefact = dataclasses.replace(
+        small_artefact(),
+        architecture=CountingArchitecture(),
+        posterior=posterior,
+        layout=Layout(("weight", "bias"), ((3, 3), (3,))),
+    )
+    predictor = Predictor(artefact, executor=executor)
+    first = gathered(predictor(rows(4)))
+    assert_equal(gathered(predictor(rows(4))), first)
+    assert posterior.members[0].tensors()["buffer:calls"].tolist() == [5.0, 7.0]
 
 
 def test_double_precision_weights_give_double_precision_predictions():
