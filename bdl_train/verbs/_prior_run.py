@@ -28,7 +28,10 @@ def check_prior_run(config: Mapping[str, Any], data: Data) -> None:
     run = config["prior"].get("run")
     if run is None:
         return
-    stored = read_json(Path(run) / "posterior" / "posterior.json")
+    header = Path(run) / "posterior" / "posterior.json"
+    if not header.is_file():
+        return  # the prior itself says what is wrong with its run
+    stored = read_json(header)
     try:
         then = {
             "model": stored["architecture"],
