@@ -23,7 +23,7 @@ from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed.split import halves, split
 from bdl_train.distributed.work import work
-from bdl_train.errors import UsageError
+from bdl_train.errors import RunFailedError, UsageError
 from bdl_train.runs import RunDir
 from bdl_train.training.train_stack import STOPPED, StackTask
 
@@ -161,6 +161,7 @@ def start(resources: Resources) -> Any:
 
     Raises:
         UsageError: the Ray that runs in this process was started by others and has too little.
+        RunFailedError: Ray does not start.
     """
     global _session
     for name, value in _QUIET.items():
@@ -180,15 +181,24 @@ def start(resources: Resources) -> Any:
         # bytes and Ray adds 62 to its folder: keep both short.
         folder = tempfile.mkdtemp(prefix="bdl-ray-", dir="/tmp")
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            num_cpus=resources.cpus,
-            num_gpus=int(resources.gpus),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _temp_dir=os.path.join(folder, "r"),
-            _node_ip_address="127.0.0.1",
-        )
+        try:
+            ray.init(
+                num_cpus=resources.cpus,
+                num_gpus=int(resources.gpus),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=os.path.join(folder, "r"),
+                _node_ip_address="127.0.0.1",
+            )
+        except (
+            Exception
+        ) as error:  # of many kinds: ports, sockets, memory, daemons that do not answer in time
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunFailedError(
+                f"Ray could not start ({type(error).__name__}: {error}). "
+                "The run can be resumed, also with cluster=inline."
+            ) from error
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler would end the driver at once, with the members unsaved.
             signal.signal(signal.SIGTERM, on_sigterm)
