@@ -1,5 +1,6 @@
 """Reading tables whole and in chunks."""
 
+import gc
 import gzip
 import tracemalloc
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
     def peak(num_rows: int) -> int:
         path = tmp_path / f"{num_rows}.csv"
         path.write_text("a,b,c\n" + "0.123456,some text,17\n" * num_rows)
+        gc.collect()
         tracemalloc.start()
         for _ in read_table_in_chunks(path, None, 500):
             pass
@@ -158,4 +160,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
         return most
 
     peak(500)  # imports
-    assert peak(80_000) < 1.2 * peak(20_000)
+    # Eight times the rows: what grew with the file would be seven times over; the collector's timing is not.
+    assert peak(160_000) < 1.5 * peak(20_000)

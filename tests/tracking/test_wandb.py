@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import wandb
+from wandb.errors import CommError
 
 from bdl_train.build import build
 from bdl_train.errors import UsageError
@@ -98,7 +99,7 @@ def test_online_that_cannot_start_goes_on_offline_and_says_so(tmp_path, fake, mo
     def init(**kwargs):
         modes.append(kwargs["mode"])
         if kwargs["mode"] == "online":
-            raise wandb.errors.CommError("no network")
+            raise CommError("no network")
         return run
 
     monkeypatch.setattr(wandb, "init", init)

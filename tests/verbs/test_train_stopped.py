@@ -289,9 +289,11 @@ def test_ctrl_c_and_kill_lose_nothing(train, bdl, tmp_path):
     process.wait(60)
     assert run.status() == "interrupted"
 
+    # On a busy machine the stack may have finished before the kill reached it.
+    was_done = (run.stack("000") / "result.json").is_file()
     said = bdl("train", f"resume={run.path}")
     assert said.status == 0, said.err
-    assert f"continues at step {stopped_at}" in said.err
+    assert was_done or f"continues at step {stopped_at}" in said.err
     assert hashes(run) == hashes(train(*words).run)
 
 
