@@ -57,7 +57,8 @@ class Wandb(Tracker):
             id=run.path.name,
             name=f"{run.path.parent.name}/{run.path.name}",
             config=dict(config),
-            dir=str(run.path),
+            # Absolute: the service of wandb keeps the working directory of the run that started it.
+            dir=str(run.path.resolve()),
             resume="allow",
             settings=wandb.Settings(
                 silent=True,

@@ -1,6 +1,7 @@
 """wandb: offline for real, and every way in which it may fail."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import wandb
@@ -121,12 +122,15 @@ def test_disabled_never_touches_wandb(tmp_path, fake):
     assert calls == []
 
 
-def test_offline_writes_into_the_run_directory(tmp_path):
-    one = tracker()
-    one.start(RunDir(tmp_path), {"seed": 1})
-    one.event("000", event("train/nll", 0.5, member=0, step=0))
-    one.finish("complete", {"test/nll": 0.1})
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+def test_offline_writes_into_the_run_directory_wherever_the_service_was_started(tmp_path, monkeypatch):
+    for name in ("first", "second"):  # one service process for both, in the working directory of the first
+        (tmp_path / name / "run").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        one = tracker()
+        one.start(RunDir(Path("run")), {"seed": 1})
+        one.event("000", event("train/nll", 0.5, member=0, step=0))
+        one.finish("complete", {"test/nll": 0.1})
+        assert len(list((tmp_path / name / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("mode", "sometimes"), ("init_timeout_s", 0), ("project", "")])
