@@ -90,6 +90,16 @@ class RunDir:
         return self.path / "posterior"
 
     @property
+    def submission(self) -> Path:
+        """What `bdl submit` queued."""
+        return self.path / "submission.json"
+
+    @property
+    def driver_events(self) -> Path:
+        """What the driver decided about stacks, in the format of their own events: `launched`, `retry`, `split` ..."""
+        return self.path / "driver.jsonl"
+
+    @property
     def stop_file(self) -> Path:
         return self.path / "STOP"
 

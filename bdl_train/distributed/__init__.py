@@ -27,8 +27,8 @@ class Job:
     run: RunDir
 
 
-class Launcher(ABC):
-    """Carries out a plan. Its dataclass fields are the keys of the `cluster` group."""
+class Cluster(ABC):
+    """Where stacks run, as the plan sees it. The dataclass fields of a subclass are the keys of the `cluster` group."""
 
     num_workers: int | None
     members_per_stack: int | None
@@ -38,6 +38,10 @@ class Launcher(ABC):
     @abstractmethod
     def resources(self) -> Resources:
         """What there is, before anything is started."""
+
+
+class Launcher(Cluster):
+    """Carries out a plan from this process, `bdl train`."""
 
     @abstractmethod
     def launch(
@@ -54,5 +58,34 @@ class Launcher(ABC):
             By stack id: the result of `train_stack`, or `{"status": "failed", "reason": ...}`.
         """
 
-    def close(self) -> None:  # noqa: B027  (most start nothing)
+    def close(self) -> None:
         """Give back what `launch` started."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run in somebody's queue, stored in its `submission.json`.
+
+    Attributes:
+        system: `slurm` or `ray_job`.
+        ids: Jobs, in the order in which they start; the last one finishes the run.
+        log: The file of the run directory that the job writes, relative to it.
+        address: Of the service that was asked; "" where the system needs none.
+    """
+
+    system: str
+    ids: tuple[str, ...]
+    log: str
+    address: str = ""
+
+
+class Submitter(Cluster):
+    """Hands a prepared run to a queue, `bdl submit`; there `bdl train resume=RUN` carries it out."""
+
+    @abstractmethod
+    def submit(self, run: RunDir) -> Submission:
+        """Queue a run whose config and plan are written.
+
+        Raises:
+            UsageError: the system is not there or refuses, in its own words.
+        """

@@ -26,7 +26,7 @@ from pydantic import Field
 from bdl_train.build import build, settings_of
 from bdl_train.config import MASK, Options, leaves, mask_secrets
 from bdl_train.data import Data
-from bdl_train.distributed import Job, Launcher
+from bdl_train.distributed import Cluster, Job, Launcher
 from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
 from bdl_train.distributed.plan import Plan, plan, refit
 from bdl_train.errors import WORSE, Exit, UsageError, guarded
@@ -73,6 +73,8 @@ class Work:
 
     Attributes:
         inputs: What the run depends on beside its config: the data's fingerprint, the run behind its prior.
+        tracker: Beside the progress view.
+        plan: What `plan` says for these members here and now.
         start: `time.monotonic()` at the beginning.
     """
 
@@ -82,7 +84,7 @@ class Work:
     data: Data
     inputs: dict[str, Any]
     tracker: Tracker
-    launcher: Launcher
+    plan: Plan
     start: float
 
 
@@ -140,11 +142,30 @@ def _settled(config: dict[str, Any], options: Options) -> dict[str, Any]:
 
 def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | None]:
     """One run from its config to its metrics; everything that can be refused is refused before a worker starts."""
+    resume = Settings.of(config).resume
+    if resume is not None and RunDir(Path(resume)).status() == "complete":
+        print(f"{resume} is complete: nothing to resume.")
+        return Exit.DONE, RunDir(Path(resume))
+    work = checked(config, launcher)
+    if resume is not None:
+        return _resume(RunDir(Path(resume)), work, launcher)
+    run_dir = new_run(work)
+    try:
+        with locked(run_dir):
+            return _carry_out(run_dir, work, work.plan, launcher)
+    except UsageError:
+        _remove_untrained(run_dir)
+        raise
+
+
+def checked(config: dict[str, Any], cluster: Cluster) -> Work:
+    """A config with its data loaded, its parts built and its members planned; nothing is written.
+
+    Raises:
+        UsageError: whatever can be refused before a worker starts.
+    """
     start = time.monotonic()
     settings = Settings.of(config)
-    if settings.resume is not None and RunDir(Path(settings.resume)).status() == "complete":
-        print(f"{settings.resume} is complete: nothing to resume.")
-        return Exit.DONE, RunDir(Path(settings.resume))
     config = _with_absolute_paths(config)
     data = load_data(config)
     data.require_train()
@@ -153,39 +174,40 @@ def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | No
     recipe = Recipe.of(config, data)
     today = plan(
         settings.num_members,
-        launcher.resources(),
-        num_workers=launcher.num_workers,
-        members_per_stack=launcher.members_per_stack,
-        cpus_per_stack=launcher.cpus_per_stack,
-        gpus_per_stack=launcher.gpus_per_stack,
+        cluster.resources(),
+        num_workers=cluster.num_workers,
+        members_per_stack=cluster.members_per_stack,
+        cpus_per_stack=cluster.cpus_per_stack,
+        gpus_per_stack=cluster.gpus_per_stack,
     )
-    _check_device(recipe.trainer.accelerator, launcher.gpus_per_stack)
+    _check_device(recipe.trainer.accelerator, cluster.gpus_per_stack)
     tracker = build(config["tracking"], Tracker, key="tracking")
-    work = Work(config, settings, recipe, data, _inputs(config, data), tracker, launcher, start)
-    if settings.resume is not None:
-        return _resume(RunDir(Path(settings.resume)), work, today)
-    run_dir = RunDir.create(settings.output_dir, _experiment(settings, data))
+    return Work(config, settings, recipe, data, _inputs(config, data), tracker, today, start)
+
+
+def new_run(work: Work) -> RunDir:
+    """A new run directory that holds the config and the plan: enough for `bdl train resume=RUN`."""
+    run_dir = RunDir.create(work.settings.output_dir, _experiment(work.settings, work.data))
     try:
-        _write_config(run_dir, config)
-        write_json(run_dir.plan, {**today.to_json(settings.seed), "inputs": work.inputs})
-        with locked(run_dir):
-            return _carry_out(run_dir, work, today)
+        _write_config(run_dir, work.config)
+        write_json(run_dir.plan, {**work.plan.to_json(work.settings.seed), "inputs": work.inputs})
     except UsageError:
         _remove_untrained(run_dir)
         raise
+    return run_dir
 
 
-def _resume(run_dir: RunDir, work: Work, today: Plan) -> tuple[Exit, RunDir]:
+def _resume(run_dir: RunDir, work: Work, launcher: Launcher) -> tuple[Exit, RunDir]:
     with locked(run_dir):
         check_unchanged(run_dir, work.inputs)
         # From here on the run is unfinished again: its old manifest would contradict the config that is written now.
         run_dir.manifest.unlink(missing_ok=True)
         recorded = Plan.from_json(read_json(run_dir.plan), work.settings.num_members)
         _write_config(run_dir, work.config)
-        return _carry_out(run_dir, work, refit(recorded, today))
+        return _carry_out(run_dir, work, refit(recorded, work.plan), launcher)
 
 
-def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan) -> tuple[Exit, RunDir]:
+def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher) -> tuple[Exit, RunDir]:
     for reason in the_plan.reasons:
         print(f"plan: {reason}")
     if work.settings.plan_only:
@@ -203,9 +225,7 @@ def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan) -> tuple[Exit, RunDi
     status, metrics, entries, evaluation = "failed", {}, [], None
     try:
         with _stop_on_signal(run_dir):
-            results = work.launcher.launch(
-                the_plan.stacks, Job(work.config, work.data, run_dir), follower.tick
-            )
+            results = launcher.launch(the_plan.stacks, Job(work.config, work.data, run_dir), follower.tick)
         if any(result["status"] == "stopped" for result in results.values()):
             status = "stopped"
         else:
