@@ -3,6 +3,7 @@
 Everything a verb knows about a run it reads here. Standard library only.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -329,28 +330,46 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 class EventWriter:
-    """The append-only event file of one stack; one writer. A line: {time, member, step, key, value}."""
+    """The append-only event file of one stack; one writer. A line: {time, member, step, key, value}.
+
+    Lines wait in memory until `flush`, which appends them in one call.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A killed writer may leave half a line; what follows must not be glued to it.
-        torn = path.is_file() and path.stat().st_size > 0 and not _ends_with_newline(path)
-        self._file = path.open("a", buffering=1 << 16)
-        if torn:
-            self._file.write("\n")
+        self._torn = path.is_file() and path.stat().st_size > 0 and not _ends_with_newline(path)
+        self._file = path.open("ab", buffering=0)
+        self.lines: list[str] = []
 
     def write(self, key: str, values: Iterable[tuple[int | None, Any]], *, step: int) -> None:
-        """Append one event per (member, value); member None speaks of the whole stack."""
+        """Add one event per (member, value); member None speaks of the whole stack."""
         now = round(time.time(), 3)
         for member, value in values:
             event = {"time": now, "member": member, "step": step, "key": key, "value": to_json(value)}
-            self._file.write(json.dumps(event, allow_nan=False) + "\n")
+            self.lines.append(json.dumps(event, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
+        """Append what waits.
+
+        Raises:
+            OSError: the disk takes no more; the lines are lost.
+        """
+        if not self.lines:
+            return
+        block = ("\n" * self._torn + "".join(self.lines)).encode()
+        self.lines = []
+        self._torn = True  # until all of it is there
+        written = self._file.write(block)
+        if written != len(block):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._torn = False
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 def _ends_with_newline(path: Path) -> bool:

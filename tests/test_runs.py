@@ -399,3 +399,25 @@ def test_appending_goes_on_where_an_earlier_process_stopped(run: RunDir):
         writer.close()
     assert [value for *_, value in events_of(EventReader(run))] == [0, 1, 2]
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_block_that_the_disk_took_in_part_is_an_error_and_tears_no_later_line(run: RunDir):
+    path = run.stack("s0") / "events.jsonl"
+    writer = EventWriter(path)
+    writer.write("a", [(None, 1)], step=0)
+    file = writer._file
+
+    class Half:
+        def write(self, block):
+            return file.write(block[: len(block) // 2])
+
+        name = str(path)
+        close = file.close
+
+    writer._file = Half()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space"):
+        writer.flush()
+    writer._file = file
+    writer.write("a", [(None, 2)], step=1)
+    writer.close()
+    assert [value for *_, value in events_of(EventReader(run))] == [2]

@@ -15,12 +15,15 @@ import pytorch_lightning as pl
 from bdl_train.runs import EventWriter
 from bdl_train.training.checkpoints import save_checkpoint
 from bdl_train.training.member_stack import MemberStack
+from bdl_train.training.ownership import LostOwnershipError, Ownership
 
 log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 0.5
 RETRY_S = 5.0
 """Between two tries to save the checkpoint of a requested stop."""
+MOST_LINES = 1000
+"""Of events that wait in memory."""
 CURVE_POINTS = 200
 """Most points of a learning curve that are written, over the whole run."""
 
@@ -30,20 +33,33 @@ class StackEvents:
 
     Args:
         path: Of the file.
+        owner: Of the stack; who lost it writes no more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._writer, self._warned = path, EventWriter(path), False
+    def __init__(self, path: Path, owner: Ownership) -> None:
+        self._path, self._owner, self._writer, self._warned = path, owner, EventWriter(path), False
 
     def write(self, key: str, values: Iterable[tuple[int | None, Any]], *, step: int) -> None:
-        with self._forgiving():
-            self._writer.write(key, values, step=step)
+        self._writer.write(key, values, step=step)
+        if len(self._writer.lines) > MOST_LINES:
+            self.flush()
 
     def flush(self) -> None:
+        """Write out what is buffered.
+
+        Raises:
+            LostOwnershipError: the stack is another process's now.
+        """
+        self._owner.check()
         with self._forgiving():
             self._writer.flush()
 
     def close(self) -> None:
+        """Write out what is buffered, if the stack is still ours."""
+        try:
+            self._owner.check()
+        except LostOwnershipError:
+            self._writer.lines = []
         with self._forgiving():
             self._writer.close()
 
@@ -120,6 +136,7 @@ class Checkpoint(pl.Callback):
 
     Args:
         folder: Of the stack.
+        owner: Of the stack; who lost it saves no more.
         content: What to save, called at the time.
         stop_file: Its existence asks for a stop; it is looked for after each call of K steps.
 
@@ -128,9 +145,15 @@ class Checkpoint(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, content: Callable[[], dict[str, Any]], every_s: float, stop_file: Path
+        self,
+        folder: Path,
+        owner: Ownership,
+        content: Callable[[], dict[str, Any]],
+        every_s: float,
+        stop_file: Path,
     ) -> None:
-        self._folder, self._content, self._every_s, self._stop_file = folder, content, every_s, stop_file
+        self._folder, self._owner, self._content = folder, owner, content
+        self._every_s, self._stop_file = every_s, stop_file
         self._due = time.monotonic() + every_s
         self._stop_due = time.monotonic()
         self._warned: set[str] = set()
@@ -150,6 +173,7 @@ class Checkpoint(pl.Callback):
         stop = self._stop_file.exists()
         if time.monotonic() < (self._stop_due if stop else self._due):
             return
+        self._owner.check()
         try:
             save_checkpoint(self._folder, self._content())
         except OSError as error:

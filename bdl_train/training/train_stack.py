@@ -24,6 +24,7 @@ from bdl_train.training.early_stopping import EarlyStopping
 from bdl_train.training.feed import StepFeed
 from bdl_train.training.finalise import finalise, has_batch_norm
 from bdl_train.training.member_stack import MemberStack
+from bdl_train.training.ownership import Ownership, whereabouts
 from bdl_train.training.problem import DevicePart, Recipe
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
     Returns:
         `status` done or stopped; for done: a list `members` with one entry each (id, status, reason, file, sha256),
         `steps`, `seconds`, `device`, `executor`.
+
+    Raises:
+        LostOwnershipError: another process was given the stack while this one trained it.
     """
     folder = run.stack(task.id)
     result_file = folder / "result.json"
@@ -74,6 +78,7 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
         )
     torch.set_num_threads(task.cpus)
     start = time.monotonic()
+    owner = Ownership(folder)
     recipe = Recipe.of(config, data)
     device = _device(recipe.trainer.accelerator, task.gpus)
     problem, executor = recipe.problem(data, task.members, task.attempt, device)
@@ -119,14 +124,10 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
             early_stopping.load_state_dict(stored["early_stopping"])
         log.info("Stack %s continues at step %d", task.id, state.step)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    events = StackEvents(folder / "events.jsonl")
-    events.write(
-        "started",
-        [(None, {"members": list(task.members), "executor": executor, "device": str(device)})],
-        step=state.step,
-    )
-    checkpoint = Checkpoint(folder, content, trainer_settings.checkpoint_every_s, run.stop_file)
+    events = StackEvents(folder / "events.jsonl", owner)
+    started = {"members": list(task.members), "executor": executor, "device": str(device), **whereabouts()}
+    events.write("started", [(None, started)], step=state.step)
+    checkpoint = Checkpoint(folder, owner, content, trainer_settings.checkpoint_every_s, run.stop_file)
     try:
         if state.step < problem.num_steps and bool(state.active.any()):
             write_events = WriteEvents(
@@ -146,6 +147,7 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
             early_stopping.restore(state)
         # Members that diverged before a posterior could be formed must not hide why.
         failed = state.failed.tolist()
+        owner.check()
         posteriors = [] if all(failed) else method.posterior(state)
         entries = []
         for m, member in enumerate(task.members):
@@ -175,6 +177,7 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
         "device": str(device),
         "executor": executor,
     }
+    owner.check()
     write_json(result_file, result)
     remove_checkpoints(folder)
     return result

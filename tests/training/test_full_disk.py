@@ -81,7 +81,7 @@ def test_a_stop_that_can_never_be_saved_trains_to_the_end(run, straight, disk, m
     assert disk.refused == 1  # the next try would have been seconds later
 
 
-@pytest.mark.parametrize("broken", ["write", "flush", "close"])
+@pytest.mark.parametrize("broken", ["flush", "close"])
 def test_events_that_cannot_be_written_cost_nothing_and_are_said_once(
     broken: str, run, straight, warnings, monkeypatch
 ):
