@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,27 @@ import torch
 
 from bdl_train import __version__
 from bdl_train.data import Data
+from bdl_train.distributed.follow_ups import in_the_end
 from bdl_train.distributed.plan import Plan
-from bdl_train.distributed.split import halves
 from bdl_train.posteriors.artefact import read_members, write_meta, write_moments, write_tensors
 from bdl_train.runs import RunDir, sha256, write_json
 from bdl_train.seeds import Stream, run_seed
 from bdl_train.training.problem import Recipe
-from bdl_train.training.train_stack import StackTask
 
 PACKAGES = ("torch", "pytorch-lightning", "ray", "hydra-core", "numpy", "scikit-learn", "safetensors")
 
 
 def member_entries(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a member, in ensemble order: what its stack reported, or why there is nothing."""
-    entries = []
-    for task, result in _uncut(plan.stacks, results):
+    entries = {}
+    for task, result in in_the_end(plan.stacks, results):
         if result["status"] == "done":
-            entries += [{**entry, "stack": task.id} for entry in result["members"]]
+            found = [{**entry, "stack": task.id} for entry in result["members"]]
         else:
             reason = result.get("reason", result["status"])
-            entries += [
-                {"id": m, "stack": task.id, "status": "failed", "reason": reason} for m in task.members
-            ]
-    return sorted(entries, key=lambda entry: entry["id"])
-
-
-def _uncut(
-    tasks: Iterable[StackTask], results: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[StackTask, Mapping[str, Any]]]:
-    """The stacks that hold members in the end: halves in place of a stack that was cut."""
-    for task in tasks:
-        result = results.get(task.id, {"status": "failed", "reason": "its stack was never started"})
-        if result["status"] == "split":
-            yield from _uncut(halves(task), results)
-        else:
-            yield task, result
+            found = [{"id": m, "stack": task.id, "status": "failed", "reason": reason} for m in task.members]
+        entries |= {entry["id"]: entry for entry in found}  # a retry stands for the try before it
+    return [entries[member] for member in sorted(entries)]
 
 
 def run_status(entries: list[dict[str, Any]]) -> str:

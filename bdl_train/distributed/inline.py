@@ -11,7 +11,7 @@ from pydantic import Field
 
 from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
-from bdl_train.distributed.split import halves
+from bdl_train.distributed.follow_ups import follow_ups
 from bdl_train.distributed.work import work
 from bdl_train.training.train_stack import StackTask
 
@@ -53,8 +53,7 @@ class Inline(Launcher):
                     while waiting:
                         task = waiting.popleft()
                         results[task.id] = work(task, job)
-                        if results[task.id]["status"] == "split":  # by a session of this run under Ray
-                            waiting.extendleft(reversed(halves(task)))
+                        waiting.extendleft(reversed(follow_ups(task, results[task.id])))
             except BaseException as error:
                 raised.append(error)
 

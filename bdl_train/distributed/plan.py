@@ -14,8 +14,8 @@ from bdl_train.training.train_stack import StackTask
 MEMBERS_PER_STACK = 20
 """Most members of one stack unless asked otherwise: past it a step gains little and a crash costs more."""
 
-_ID = re.compile(r"[0-9]{3,}[ab]*")
-"""Of a stack, also its folder; letters tell the halves of one that was cut."""
+_ID = re.compile(r"[0-9]{3,}[abr]*")
+"""Of a stack, also its folder; letters tell the halves of one that was cut, and a retry."""
 
 
 @dataclass(frozen=True)

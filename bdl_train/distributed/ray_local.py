@@ -21,7 +21,8 @@ from pydantic import Field
 
 from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
-from bdl_train.distributed.split import halves, split
+from bdl_train.distributed.follow_ups import follow_ups
+from bdl_train.distributed.split import split
 from bdl_train.distributed.work import work
 from bdl_train.errors import RunFailedError, UsageError
 from bdl_train.runs import RunDir
@@ -114,8 +115,7 @@ class RayLocal(Launcher):
                         waiting.appendleft(task)
                         continue
                     results[task.id] = result
-                    if result["status"] == "split":
-                        waiting.extendleft(reversed(halves(task)))
+                    waiting.extendleft(reversed(follow_ups(task, result)))
         finally:
             for reference in pending:  # only when the loop was left by an exception
                 ray.cancel(reference, force=True)

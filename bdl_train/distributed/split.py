@@ -5,26 +5,17 @@ The cut is the stack's result, so a resumed run goes on with the halves. Shape l
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bdl_train.distributed.follow_ups import halves
 from bdl_train.runs import EventWriter, RunDir, write_json
 from bdl_train.training.checkpoints import LATEST, PREVIOUS, save_checkpoint
 from bdl_train.training.train_stack import StackTask
 
 log = logging.getLogger(__name__)
-
-
-def halves(task: StackTask) -> tuple[StackTask, StackTask]:
-    """The two stacks that take the place of one; members keep their numbers and so their seeds."""
-    middle = len(task.members) // 2
-    return (
-        replace(task, id=f"{task.id}a", members=task.members[:middle]),
-        replace(task, id=f"{task.id}b", members=task.members[middle:]),
-    )
 
 
 def split(run: RunDir, task: StackTask, reason: str) -> dict[str, Any]:

@@ -109,6 +109,10 @@ class Progress(Tracker):
             self._view(stack).size = len(event["value"]["members"])
         elif event["key"] == "split":
             self._stacks.pop(stack, None)  # its halves announce themselves
+        elif event["key"] == "again":
+            view = self._view(stack)  # the retry announces itself
+            view.size -= len(event["value"]["members"])
+            view.failed -= len(event["value"]["members"])
         elif event["key"] == "member":
             self._members[event["member"]] = event["value"]
 
@@ -121,7 +125,7 @@ class Progress(Tracker):
 
     def _share(self) -> float:
         """Of all member-steps of the run."""
-        return sum(one.size * one.share for one in self._stacks.values()) / self._num_members
+        return sum(one.size * one.share for one in self._stacks.values()) / max(1, self._num_members)
 
     def _line(self, *, final: bool = False) -> str:
         """One line that fits into 80 columns beside a short bar."""
@@ -132,7 +136,7 @@ class Progress(Tracker):
             parts.append(f"{failed} failed")
         if views:
             # Stacks that wait in line stand at step 0.
-            mean_step = sum(one.size * one.step for one in views) / self._num_members
+            mean_step = sum(one.size * one.step for one in views) / max(1, self._num_members)
             parts.append(f"step {mean_step:.0f}/{views[0].num_steps}")
         losses = [(one.nll, one.size) for one in views if one.nll is not None]
         if losses:

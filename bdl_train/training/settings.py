@@ -22,6 +22,8 @@ class TrainerSettings:
         executor: How the members of a stack run: one batched call, or one after another.
         compile: Compile the gradient step with torch.compile.
         clip_norm: Largest gradient norm of one member; null = no clipping.
+        on_divergence: What becomes of a member whose potential turned NaN or infinite: `mark` leaves it out of the
+            posterior, `retry` trains it once more, from other initial weights and in another data order, first.
         steps_per_call: Optimiser steps handed over in one Lightning batch.
         checkpoint_every_s: Seconds between checkpoints.
         batch_norm_batches: Most training batches that re-estimate the batch-norm statistics of one posterior draw.
@@ -33,6 +35,7 @@ class TrainerSettings:
     executor: Literal["auto", "vmap", "loop"]
     compile: bool
     clip_norm: Annotated[float, Field(gt=0)] | None
+    on_divergence: Literal["mark", "retry"]
     steps_per_call: Annotated[int, Field(ge=1)]
     checkpoint_every_s: Annotated[float, Field(ge=0)]
     batch_norm_batches: Annotated[int, Field(ge=1)]

@@ -61,7 +61,7 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
 
     Returns:
         `status` done or stopped; for done: a list `members` with one entry each (id, status, reason, file, sha256),
-        `steps`, `seconds`, `device`, `executor`.
+        `again`, the members that diverged and are to be trained once more, `steps`, `seconds`, `device`, `executor`.
 
     Raises:
         LostOwnershipError: another process was given the stack while this one trained it.
@@ -162,11 +162,17 @@ def train_stack(task: StackTask, config: Mapping[str, Any], data: Data, run: Run
                 entry |= {"status": "failed", "reason": reason}
             entries.append(entry)
             events.write("member", [(member, entry["status"])], step=state.step)
+        again = []
+        if trainer_settings.on_divergence == "retry" and task.attempt == 0:
+            again = [member for m, member in enumerate(task.members) if failed[m]]
+        if again:
+            events.write("again", [(None, {"members": again})], step=state.step)
     finally:
         events.close()
     result = {
         "status": "done",
         "members": entries,
+        "again": again,
         "layout": {
             "names": list(state.stack.layout.names),
             "shapes": [list(s) for s in state.stack.layout.shapes],

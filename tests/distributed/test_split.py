@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from bdl_train.distributed.split import halves, split
+from bdl_train.distributed.follow_ups import halves
+from bdl_train.distributed.split import split
 from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.training.callbacks import Checkpoint
 from bdl_train.training.checkpoints import save_checkpoint

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from stack_runs import CASES, METHODS, at_step, data, hashes
 from tiny_problems import CONF, config_of, node_of
 
-from bdl_train.distributed.split import halves, split
+from bdl_train.distributed.follow_ups import halves
+from bdl_train.distributed.split import split
 from bdl_train.runs import RunDir
 from bdl_train.training.checkpoints import LATEST, PREVIOUS
 from bdl_train.training.train_stack import StackTask, train_stack
