@@ -50,6 +50,7 @@ class Potential:
         num_data: N, training examples (not augmented views).
         layout: Of the flat vector.
         compile: Run the gradient of the likelihood under torch.compile.
+        reduce: Means over a batch whose rows lie on several processes, from (nll `[M]`, grad `[M, P]`, rows here).
     """
 
     network: StackedNetwork
@@ -58,6 +59,7 @@ class Potential:
     num_data: int
     layout: Layout
     compile: bool = False
+    reduce: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
 
     def __call__(
         self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, train: bool = True
@@ -78,6 +80,8 @@ class Potential:
     def value_and_grad(self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> "Gradient":
         """The potential and its gradient at `flat` `[M, P]`, in train mode."""
         nll_M, grad_MP, new_buffers = self._nll_and_grad(flat, buffers, batch)
+        if self.reduce is not None:
+            nll_M, grad_MP = self.reduce(nll_M, grad_MP, batch.y.shape[-1])
         log_prior_M, prior_grad_MP = self.prior.log_prob_and_grad(flat)
         return Gradient(
             nll_M - log_prior_M / self.num_data,

@@ -14,7 +14,7 @@ from bdl_train.inference.anchored import Anchored
 from bdl_train.inference.deep_ensemble import DeepEnsemble
 from bdl_train.inference.swag import Swag
 from bdl_train.runs import RunDir
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 METHODS = {"deep_ensemble": DeepEnsemble, "anchored": Anchored, "swag": Swag}
 MEMBERS = (0, 1, 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bdl_train.data import Data
 from bdl_train.runs import RunDir
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from bdl_train.errors import UsageError
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 
 def halves(task: StackTask) -> tuple[StackTask, StackTask]:

@@ -13,7 +13,7 @@ from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed.follow_ups import follow_ups
 from bdl_train.distributed.work import work
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 TICK_S = 0.25
 

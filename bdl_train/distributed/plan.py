@@ -9,7 +9,7 @@ from typing import Any
 from bdl_train.distributed import Resources
 from bdl_train.errors import UsageError
 from bdl_train.seeds import Stream, member_seed
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 MEMBERS_PER_STACK = 20
 """Most members of one stack unless asked otherwise: past it a step gains little and a crash costs more."""

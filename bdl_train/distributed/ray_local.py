@@ -26,7 +26,8 @@ from bdl_train.distributed.split import split
 from bdl_train.distributed.work import work
 from bdl_train.errors import RunFailedError, UsageError
 from bdl_train.runs import RunDir
-from bdl_train.training.train_stack import STOPPED, StackTask
+from bdl_train.training.prepared import StackTask
+from bdl_train.training.train_stack import STOPPED
 
 log = logging.getLogger(__name__)
 

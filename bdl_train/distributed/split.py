@@ -13,7 +13,7 @@ from torch import Tensor
 from bdl_train.distributed.follow_ups import halves
 from bdl_train.runs import EventWriter, RunDir, write_json
 from bdl_train.training.checkpoints import LATEST, PREVIOUS, save_checkpoint
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 log = logging.getLogger(__name__)
 

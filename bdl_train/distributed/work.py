@@ -9,7 +9,8 @@ from typing import Any
 
 from bdl_train.distributed import Job
 from bdl_train.errors import UsageError
-from bdl_train.training.train_stack import STOPPED, StackTask, train_stack
+from bdl_train.training.prepared import StackTask
+from bdl_train.training.train_stack import STOPPED, train_stack
 
 log = logging.getLogger(__name__)
 

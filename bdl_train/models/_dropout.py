@@ -13,7 +13,13 @@ class Dropout(nn.Module):
     member's own seed, the step counts training passes. A posterior draw of MC dropout is a value of `seed`.
     The hash is the 32-bit finaliser of MurmurHash3 in 64-bit integers, the same bits on every device. In eval
     mode, or at rate 0, the layer returns its input.
+
+    Attributes:
+        share: (first row, rows) of the batch that this process sees, where several share one batch: the mask of a row
+            does not depend on who computes it.
     """
+
+    share: tuple[int, int] | None = None
 
     seed: Tensor
     step: Tensor
@@ -33,7 +39,8 @@ class Dropout(nn.Module):
         key = _mix(_mix((self.seed ^ _mix(self.step + 0x9E3779B9)) & _MASK32) ^ (self.seed >> 32))
         # Elements are hashed before they meet the key: a key added to a plain counter would make the masks
         # of any two keys shifted copies of each other.
-        element = _mix(torch.arange(x.numel(), device=x.device)).reshape(x.shape)
+        before = 0 if self.share is None else self.share[0] * (x.numel() // self.share[1])
+        element = _mix(torch.arange(before, before + x.numel(), device=x.device)).reshape(x.shape)
         keep = _mix(element ^ key) >= int(self.rate * 2**32)
         self.step += 1
         return torch.where(keep, x / (1 - self.rate), torch.zeros_like(x))

@@ -16,6 +16,7 @@ from bdl_train.runs import EventWriter
 from bdl_train.training.checkpoints import save_checkpoint
 from bdl_train.training.member_stack import MemberStack
 from bdl_train.training.ownership import LostOwnershipError, Ownership
+from bdl_train.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ class Checkpoint(pl.Callback):
         owner: Of the stack; who lost it saves no more.
         content: What to save, called at the time.
         stop_file: Its existence asks for a stop; it is looked for after each call of K steps.
+        ranks: Of the stack: the first one decides and writes.
 
     Attributes:
         stopped: Whether training ended on request, with a checkpoint to go on from.
@@ -147,13 +149,14 @@ class Checkpoint(pl.Callback):
     def __init__(
         self,
         folder: Path,
-        owner: Ownership,
+        owner: Ownership | None,
         content: Callable[[], dict[str, Any]],
         every_s: float,
         stop_file: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._folder, self._owner, self._content = folder, owner, content
-        self._every_s, self._stop_file = every_s, stop_file
+        self._every_s, self._stop_file, self._ranks = every_s, stop_file, ranks
         self._due = time.monotonic() + every_s
         self._stop_due = time.monotonic()
         self._warned: set[str] = set()
@@ -170,10 +173,20 @@ class Checkpoint(pl.Callback):
             self._maybe_save(trainer)
 
     def _maybe_save(self, trainer: pl.Trainer) -> None:
-        stop = self._stop_file.exists()
-        if time.monotonic() < (self._stop_due if stop else self._due):
+        device = trainer.strategy.root_device
+        stop = bool(self._ranks.decide(self._stop_file.exists(), device))
+        now = time.monotonic()
+        if not self._ranks.decide(now >= (self._stop_due if stop else self._due), device):
             return
-        self._owner.check()
+        saved = self._save(stop) if self._ranks.is_first else False
+        if self._ranks.decide(saved, device) and stop:
+            self.stopped = trainer.should_stop = True
+        self._due = time.monotonic() + self._every_s
+
+    def _save(self, stop: bool) -> bool:
+        """Whether the disk took it."""
+        if self._owner is not None:
+            self._owner.check()
         try:
             save_checkpoint(self._folder, self._content())
         except OSError as error:
@@ -182,7 +195,5 @@ class Checkpoint(pl.Callback):
             if then not in self._warned:
                 log.warning("A checkpoint in %s cannot be saved (%s): %s", self._folder, error, then)
             self._warned.add(then)
-        else:
-            if stop:
-                self.stopped = trainer.should_stop = True
-        self._due = time.monotonic() + self._every_s
+            return False
+        return True

@@ -22,6 +22,7 @@ from bdl_train.specs import InputSpec
 from bdl_train.training.early_stopping import EarlyStopping
 from bdl_train.training.feed import StepFeed
 from bdl_train.training.problem import DevicePart
+from bdl_train.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class MemberStack(pl.LightningModule):
         tile_rows: int,
         early_stopping: EarlyStopping | None,
         augment: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -72,6 +74,7 @@ class MemberStack(pl.LightningModule):
         self.train_part, self.val_part = train, val
         self.early_stopping = early_stopping
         self.augment = augment
+        self.ranks = ranks
         self.tile_rows = tile_rows
         self.nll_sum = torch.zeros(state.stack.num_members, dtype=torch.float64, device=train.y.device)
         self.num_logged = 0
@@ -124,6 +127,9 @@ class MemberStack(pl.LightningModule):
             x = part.x[index_MB]
             if self.augment:
                 x = augment(x, self.feed.generators(self.state.step))
+            if self.ranks.world > 1:
+                mine = self.ranks.share(index_MB.shape[1])
+                x, index_MB = x[:, mine], index_MB[:, mine]
             batch = Batch(self.inputs.prepare(x, dtype), part.y[index_MB], index_MB)
             self._note(self.method.step(self.state, batch))
 
@@ -154,7 +160,9 @@ class MemberStack(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         num_val = len(self.val_part.y)
-        self.val_nll = -reduce(Tensor.add, [log_prob for log_prob, _ in self._val_sums]) / num_val
+        # Every rank has scored all rows; one decides, since another device may round otherwise.
+        summed = reduce(Tensor.add, [log_prob for log_prob, _ in self._val_sums])
+        self.val_nll = self.ranks.of_first(-summed / num_val)
         mixtures = [stats.nll.sum() for _, stats in self._val_sums if stats is not None]
         self.val_ensemble_nll = float(sum(mixtures)) / num_val if mixtures else None
         epistemic = [stats.epistemic.sum() for _, stats in self._val_sums if stats is not None]

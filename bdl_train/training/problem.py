@@ -15,11 +15,13 @@ from bdl_train.inference import Method, Problem, Setting
 from bdl_train.inference._optimizer import optimizer_from
 from bdl_train.likelihoods import PREFIX, Likelihood
 from bdl_train.models import Architecture, architecture_from
+from bdl_train.models._dropout import Dropout
 from bdl_train.potential import Potential, joint_prior
 from bdl_train.priors import Prior
 from bdl_train.schedulers import Schedule
 from bdl_train.seeds import Stream, member_seed, run_seed
 from bdl_train.stack import Layout, Stack, StackedNetwork, build_stack, choose_executor
+from bdl_train.training.ranks import ALONE, Ranks
 from bdl_train.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -94,8 +96,40 @@ class Recipe:
         """One freshly initialised network, under the global generator as it stands."""
         return self.architecture.network(data.inputs, self.likelihood.num_outputs(data.target))
 
+    def check_ranks(self, data: Data, num_ranks: int) -> None:
+        """Whether a batch can be split over processes without changing what is computed.
+
+        Raises:
+            UsageError: examples depend on each other, masks on the process, or a process would have no rows.
+        """
+        if num_ranks == 1:
+            return
+        rows = min(self.batch_size, len(data.train))
+        if rows < num_ranks:
+            raise UsageError(
+                f"cluster.ranks_per_stack={num_ranks} needs a row for each rank in a batch of {rows}: raise "
+                "data.batch_size."
+            )
+        with torch.random.fork_rng(devices=[]):
+            network = self.make_network(data)
+        if _mixes_examples(network):
+            raise UsageError(
+                f"cluster.ranks_per_stack={num_ranks}: batch norm would see a part of each batch only. Use "
+                "model.norm=group or model.norm=filter_response."
+            )
+        if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules()):
+            raise UsageError(
+                f"cluster.ranks_per_stack={num_ranks}: masks of torch.nn dropout depend on the process. Use "
+                "bdl_train.models._dropout.Dropout in your network."
+            )
+
     def problem(
-        self, data: Data, members: Sequence[int], attempt: int, device: torch.device
+        self,
+        data: Data,
+        members: Sequence[int],
+        attempt: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> tuple[Problem, str]:
         """The problem of one stack, and the reason for its executor."""
         extra = {
@@ -125,7 +159,13 @@ class Recipe:
             len(data.train),
             stack.layout,
             compile=self.trainer.compile,
+            reduce=ranks.mean if ranks.world > 1 else None,
         )
+        if ranks.world > 1:
+            mine = ranks.share(min(self.batch_size, len(data.train)))
+            for module in template.modules():
+                if isinstance(module, Dropout):
+                    module.share = (mine.start, mine.stop - mine.start)
         steps_per_epoch = self.steps_per_epoch(len(data.train))
         problem = Problem(
             stack=stack,

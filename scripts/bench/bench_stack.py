@@ -23,7 +23,8 @@ from torch import nn
 from bdl_train.data import Data, Part
 from bdl_train.runs import RunDir
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
-from bdl_train.training.train_stack import StackTask, train_stack
+from bdl_train.training.prepared import StackTask
+from bdl_train.training.train_stack import train_stack
 
 NUM_ROWS, NUM_INPUTS, HIDDEN, CLASSES, BATCH = 1000, 13, 50, 2, 32
 STEPS_PER_EPOCH = NUM_ROWS // BATCH

@@ -4,7 +4,7 @@ import pytest
 
 from bdl_train.distributed.collect import member_entries, run_status
 from bdl_train.distributed.plan import Plan
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 PLAN = Plan(
     (

@@ -6,7 +6,7 @@ from bdl_train.distributed.collect import member_entries
 from bdl_train.distributed.follow_ups import follow_ups, in_the_end
 from bdl_train.distributed.plan import Plan
 from bdl_train.errors import UsageError
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 TASK = StackTask(id="004", members=(8, 9, 10), cpus=2, gpus=0.5)
 

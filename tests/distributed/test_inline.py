@@ -11,7 +11,7 @@ from bdl_train.distributed import Job, inline
 from bdl_train.distributed.inline import Inline
 from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 LAUNCHER = Inline(members_per_stack=None, cpus_per_stack=1, gpus_per_stack=0)
 

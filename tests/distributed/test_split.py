@@ -13,7 +13,7 @@ from bdl_train.distributed.split import split
 from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.training.callbacks import Checkpoint
 from bdl_train.training.checkpoints import save_checkpoint
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=40, unique=True))

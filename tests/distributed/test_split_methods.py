@@ -13,7 +13,8 @@ from bdl_train.distributed.follow_ups import halves
 from bdl_train.distributed.split import split
 from bdl_train.runs import RunDir
 from bdl_train.training.checkpoints import LATEST, PREVIOUS
-from bdl_train.training.train_stack import StackTask, train_stack
+from bdl_train.training.prepared import StackTask
+from bdl_train.training.train_stack import train_stack
 
 # As many members as the rank, the batch size and the width: shapes alone must not mislead.
 MEMBERS = (3, 4, 5, 6)

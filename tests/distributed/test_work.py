@@ -8,7 +8,7 @@ import pytest
 from bdl_train.distributed import Job, work
 from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir
-from bdl_train.training.train_stack import StackTask
+from bdl_train.training.prepared import StackTask
 
 TASK = StackTask(id="000", members=(0, 1), cpus=1, gpus=0)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from bdl_train.inference._descent import DescentState
 from bdl_train.inference.deep_ensemble import DeepEnsemble
 from bdl_train.training.checkpoints import LATEST
-from bdl_train.training.train_stack import StackTask, train_stack
+from bdl_train.training.prepared import StackTask
+from bdl_train.training.train_stack import train_stack
 
 
 @pytest.mark.parametrize(
