@@ -3,7 +3,7 @@
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def work(task: StackTask, job: Job) -> dict[str, Any]:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             log.error("Stack %s failed: %s (all of it: %s)", task.id, reason, path)
-            with path.open("a") as file:
+            with suppress(OSError), path.open("a") as file:
                 traceback.print_exc(file=file)
             return {"status": "failed", "reason": reason}
 
@@ -45,7 +45,7 @@ def work(task: StackTask, job: Job) -> dict[str, Any]:
 def _logging_to(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     ours = logging.getLogger("bdl_train")
-    handler = logging.FileHandler(path, delay=True)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = ours.level
     if not ours.isEnabledFor(logging.INFO):
@@ -56,4 +56,12 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         ours.removeHandler(handler)
         ours.setLevel(before)
-        handler.close()
+        with suppress(OSError):  # a full disk: what the work came to counts, not its last log line
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A line that a full disk refuses is lost; it stands on the terminal too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        pass

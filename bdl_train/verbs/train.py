@@ -10,6 +10,7 @@ Examples:
     bdl train resume=runs/breast_cancer/20260101-120000-a1b2c3
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from bdl_train.data import Data
 from bdl_train.distributed import Cluster, Job, Launcher
 from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
 from bdl_train.distributed.plan import Plan, plan, refit
-from bdl_train.errors import WORSE, Exit, UsageError, guarded
+from bdl_train.errors import WORSE, Exit, RunFailedError, UsageError, guarded
 from bdl_train.evaluation.compare import show
 from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
@@ -151,7 +152,7 @@ def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | No
         return _resume(RunDir(Path(resume)), work, launcher)
     run_dir = new_run(work)
     try:
-        with locked(run_dir):
+        with _full_disk_said(run_dir), locked(run_dir):
             return _carry_out(run_dir, work, work.plan, launcher)
     except UsageError:
         _remove_untrained(run_dir)
@@ -198,7 +199,7 @@ def new_run(work: Work) -> RunDir:
 
 
 def _resume(run_dir: RunDir, work: Work, launcher: Launcher) -> tuple[Exit, RunDir]:
-    with locked(run_dir):
+    with _full_disk_said(run_dir), locked(run_dir):
         check_unchanged(run_dir, work.inputs)
         # From here on the run is unfinished again: its old manifest would contradict the config that is written now.
         run_dir.manifest.unlink(missing_ok=True)
@@ -352,6 +353,19 @@ def _remove_untrained(run_dir: RunDir) -> None:
         shutil.rmtree(run_dir.path, ignore_errors=True)
         with suppress(OSError):  # other runs of the experiment
             run_dir.path.parent.rmdir()
+
+
+@contextmanager
+def _full_disk_said(run_dir: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunFailedError(
+            f"the disk of {run_dir.path} is full ({error.strerror}). What was saved before is whole: free some space, "
+            f"then finish it with: bdl train resume={run_dir.path}"
+        ) from error
 
 
 @contextmanager
