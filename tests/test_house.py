@@ -41,6 +41,8 @@ TESTED_BY = {
     "posteriors/low_rank_gaussian": "posteriors/test_member_posteriors.py",
     "predictive/predict": "predictive/test_predictor.py",
     "manual": "test_cli.py",
+    "training/prepared": "training/test_train_stack.py",
+    "distributed/shared_folder": "distributed/test_ray_cluster.py",
     "schema": "test_config.py",
     "schedulers/constant": "schedulers/test_every_schedule.py",
 }

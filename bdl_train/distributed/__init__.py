@@ -1,7 +1,7 @@
 """Which member trains where: a pure plan, and thin launchers that carry it out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,25 @@ from bdl_train.training.prepared import StackTask
 
 @dataclass(frozen=True)
 class Resources:
-    """What a launcher can hand out."""
+    """What a launcher can hand out.
+
+    Attributes:
+        cpus, gpus: In all.
+        nodes: (CPUs, GPUs) of each machine; empty = all of it is one machine.
+    """
 
     cpus: int
     gpus: float
+    nodes: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of_nodes(cls, nodes: Iterable[tuple[int, float]]) -> "Resources":
+        each = tuple(nodes)
+        return cls(sum(cpus for cpus, _ in each), sum(gpus for _, gpus in each), each)
+
+    @property
+    def machines(self) -> tuple[tuple[int, float], ...]:
+        return self.nodes or ((self.cpus, self.gpus),)
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class Cluster(ABC):
     members_per_stack: int | None
     cpus_per_stack: int | None
     gpus_per_stack: float
+    ranks_per_stack: int
 
     @abstractmethod
     def resources(self) -> Resources:

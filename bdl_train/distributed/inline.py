@@ -33,6 +33,7 @@ class Inline(Launcher):
     gpus_per_stack: Annotated[float, Field(ge=0, le=1)]
 
     num_workers = 1
+    ranks_per_stack = 1
 
     def resources(self) -> Resources:
         import torch

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -76,6 +77,7 @@ def _task_from_json(stored: Any) -> StackTask:
         cpus=stored["cpus"],
         gpus=stored["gpus"],
         attempt=stored["attempt"],
+        ranks=stored.get("ranks", 1),
     )
     if not isinstance(task.id, str) or not _ID.fullmatch(task.id):
         raise ValueError(f"id {task.id!r} of a stack must be three or more digits")
@@ -83,6 +85,8 @@ def _task_from_json(stored: Any) -> StackTask:
         raise ValueError(f"members of stack {task.id} must be whole numbers, one or more")
     if not _is_int(task.attempt, 0):
         raise ValueError(f"attempt of stack {task.id} must be 0 or more, got {task.attempt!r}")
+    if not _is_int(task.ranks, 1):
+        raise ValueError(f"ranks of stack {task.id} must be 1 or more, got {task.ranks!r}")
     if not _is_int(task.cpus, 1):
         raise ValueError(f"cpus of stack {task.id} must be 1 or more, got {task.cpus!r}")
     # `type`, not `isinstance`: a bool is an int.
@@ -109,6 +113,7 @@ def plan(
     members_per_stack: int | None,
     cpus_per_stack: int | None,
     gpus_per_stack: float,
+    ranks_per_stack: int = 1,
 ) -> Plan:
     """Decide stacks and their shares of the machine.
 
@@ -117,28 +122,24 @@ def plan(
         resources: What exists.
         num_workers: Stacks at the same time; None = as many as fit.
         members_per_stack: None = members are spread over the workers, at most 20 in a stack.
-        cpus_per_stack: Threads a stack; None = an equal share of all.
-        gpus_per_stack: Share of a GPU, 0 to 1.
+        cpus_per_stack: Threads a stack, or of each of its ranks; None = an equal share of all.
+        gpus_per_stack: Share of a GPU of a stack, or of each of its ranks, 0 to 1.
+        ranks_per_stack: Processes that split the batches of one stack.
 
     Raises:
         UsageError: no members, or a stack that no resource can ever hold.
     """
     if num_members < 1:
         raise UsageError(f"num_members must be 1 or more, got {num_members}.")
-    if gpus_per_stack > resources.gpus:
+    if ranks_per_stack > 1 and 0 < gpus_per_stack < 1:
         raise UsageError(
-            f"cluster.gpus_per_stack={gpus_per_stack} asks for more than there is: {resources.gpus:g} GPUs. "
-            "Lower it, or set it to 0 to train on CPUs."
+            f"cluster.gpus_per_stack={gpus_per_stack} with cluster.ranks_per_stack={ranks_per_stack}: ranks cannot "
+            "share a GPU, set cluster.gpus_per_stack to 1, or to 0 for CPUs."
         )
-    if cpus_per_stack is not None and cpus_per_stack > resources.cpus:
-        raise UsageError(
-            f"cluster.cpus_per_stack={cpus_per_stack} asks for more than there is: {resources.cpus} CPUs."
-        )
+    fit = _fit(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
+    if fit == 0:
+        raise UsageError(_too_much(resources, cpus_per_stack, gpus_per_stack, ranks_per_stack))
     reasons = []
-    fit = resources.cpus // (cpus_per_stack or 1)
-    if gpus_per_stack > 0:
-        # A stack's share lies on one GPU: two shares of 0.4 fit on each, the rest of it serves nobody.
-        fit = min(fit, int(resources.gpus) * math.floor(1 / gpus_per_stack + 1e-9))
     slots = fit if num_workers is None else num_workers
     if slots > fit:
         reasons.append(
@@ -157,8 +158,10 @@ def plan(
         reasons.append(f"up to {_count(size, 'member')} in a stack: cluster.members_per_stack={size}")
     shares = assign_members(num_members, math.ceil(num_members / size))
     slots = min(slots, len(shares))
-    cpus = cpus_per_stack or max(1, resources.cpus // slots)
+    cpus = cpus_per_stack or _most_cpus(resources, slots * ranks_per_stack, gpus_per_stack)
     share = f"{_count(cpus, 'CPU')} and {_count(gpus_per_stack, 'GPU')}"
+    if ranks_per_stack > 1:
+        share = f"{ranks_per_stack} ranks of {share}"
     if len(shares) == 1:
         reasons.append(f"1 stack with {share}")
     else:
@@ -166,10 +169,46 @@ def plan(
         reasons.append(f"{len(shares)} stacks, {slots} at a time, each with {share}{line}")
     width = max(3, len(str(len(shares) - 1)))
     stacks = tuple(
-        StackTask(id=f"{i:0{width}d}", members=tuple(share), cpus=cpus, gpus=gpus_per_stack)
+        StackTask(
+            id=f"{i:0{width}d}",
+            members=tuple(share),
+            cpus=cpus,
+            gpus=gpus_per_stack,
+            ranks=ranks_per_stack,
+        )
         for i, share in enumerate(shares)
     )
     return Plan(stacks, slots, tuple(reasons))
+
+
+def _fit(resources: Resources, cpus: int, gpus: float) -> int:
+    """How many shares of this size the machines hold; none lies on two machines."""
+    held = 0
+    for its_cpus, its_gpus in resources.machines:
+        here = its_cpus // cpus
+        if gpus > 0:
+            # A share lies on one GPU: two of 0.4 fit on each, the rest of it serves nobody.
+            here = min(here, int(its_gpus) * math.floor(1 / gpus + 1e-9))
+        held += here
+    return held
+
+
+def _most_cpus(resources: Resources, shares: int, gpus: float) -> int:
+    """The most CPUs a share can have when so many are to fit."""
+    most = max(1, resources.cpus // shares)
+    return next((cpus for cpus in range(most, 1, -1) if _fit(resources, cpus, gpus) >= shares), 1)
+
+
+def _too_much(resources: Resources, cpus: int | None, gpus: float, ranks: int) -> str:
+    asked = f"cluster.cpus_per_stack={cpus} and " if cpus is not None else ""
+    asked += f"cluster.gpus_per_stack={gpus:g}"
+    if ranks > 1:
+        asked += f" for each of cluster.ranks_per_stack={ranks}"
+    each = Counter(resources.machines).most_common()
+    there = ", ".join(
+        f"{_count(n, 'machine')} with {_count(c, 'CPU')} and {_count(g, 'GPU')}" for (c, g), n in each
+    )
+    return f"{asked} asks for more than there is: {there}. Lower it, or use a larger cluster."
 
 
 def refit(recorded: Plan, today: Plan) -> Plan:
@@ -180,7 +219,9 @@ def refit(recorded: Plan, today: Plan) -> Plan:
         today: What `plan` says for as many members here and now.
     """
     share = today.stacks[0]
-    stacks = tuple(replace(task, cpus=share.cpus, gpus=share.gpus) for task in recorded.stacks)
+    stacks = tuple(
+        replace(task, cpus=share.cpus, gpus=share.gpus, ranks=share.ranks) for task in recorded.stacks
+    )
     if stacks == recorded.stacks:
         return recorded
     held = f"{_count(share.cpus, 'CPU')} and {_count(share.gpus, 'GPU')}"

@@ -1,10 +1,6 @@
-"""The Ray launcher on this machine: one plain task a stack, driven by our own loop over `ray.wait`.
-
-Plain tasks, not actors, Tune or Train: they start in under a second, and a dead worker costs one task.
-"""
+"""The Ray launcher on this machine: a private Ray, started for the run and ended with it."""
 
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -12,27 +8,20 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from bdl_train.build import allowed_packages, allowing
 from bdl_train.distributed import Job, Launcher, Resources
-from bdl_train.distributed.follow_ups import follow_ups
-from bdl_train.distributed.split import split
-from bdl_train.distributed.work import work
+from bdl_train.distributed._ray_loop import RayLoop
 from bdl_train.errors import RunFailedError, UsageError
-from bdl_train.runs import RunDir
 from bdl_train.training.prepared import StackTask
-from bdl_train.training.train_stack import STOPPED
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.25
-_QUIET = {
+QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Under `uv run`, Ray would otherwise upload the current folder and start each worker with uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -52,6 +41,7 @@ class RayLocal(Launcher):
         members_per_stack: Most members of a stack; null = chosen by the plan.
         cpus_per_stack: Threads a stack; null = an equal share.
         gpus_per_stack: Share of a GPU a stack; 0 = CPU.
+        ranks_per_stack: Processes that split the batches of a stack, each with these CPUs and GPUs.
         num_cpus, num_gpus: What Ray may hand out; null = what this process may use.
         max_retries: Times a stack whose worker died is started again, from its checkpoint; then it is cut into halves.
     """
@@ -60,6 +50,7 @@ class RayLocal(Launcher):
     members_per_stack: Annotated[int, Field(ge=1)] | None
     cpus_per_stack: Annotated[int, Field(ge=1)] | None
     gpus_per_stack: Annotated[float, Field(ge=0, le=1)]
+    ranks_per_stack: Annotated[int, Field(ge=1)]
     num_cpus: Annotated[int, Field(ge=1)] | None
     num_gpus: Annotated[int, Field(ge=0)] | None
     max_retries: Annotated[int, Field(ge=0)]
@@ -78,72 +69,11 @@ class RayLocal(Launcher):
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:
         ray = start(self.resources())
-        remote = ray.remote(max_retries=0)(_work_remotely)
-        # Workers stand in the folder where Ray was started, which need not be this process's.
-        shared = ray.put(replace(job, run=RunDir(job.run.path.absolute())))
-        packages = allowed_packages()
-
-        def submit(task: StackTask) -> Any:
-            options = {"num_cpus": task.cpus, "num_gpus": task.gpus, "name": f"stack-{task.id}"}
-            return remote.options(**options).remote(task, shared, packages)
-
-        results: dict[str, dict[str, Any]] = {}
-        crashes: Counter[str] = Counter()
-        waiting, pending = deque(tasks), {}
-        try:
-            while waiting or pending:
-                while waiting and len(pending) < (self.num_workers or math.inf):
-                    task = waiting.popleft()
-                    pending[submit(task)] = task
-                ready, _ = ray.wait(list(pending), timeout=TICK_S)
-                tick()
-                for reference in ready:
-                    task = pending.pop(reference)
-                    try:
-                        result = ray.get(reference)
-                    except ray.exceptions.RayTaskError as error:
-                        if isinstance(error.cause, UsageError):
-                            raise error.cause from None
-                        log.error("Stack %s failed before its work began:\n%s", task.id, error)
-                        result = {
-                            "status": "failed",
-                            "reason": f"{type(error.cause).__name__}: {error.cause}",
-                        }
-                    except ray.exceptions.RayError as error:
-                        crashes[task.id] += 1
-                        result = self._after_crash(task, job.run, crashes[task.id], type(error).__name__)
-                    if result is None:
-                        waiting.appendleft(task)
-                        continue
-                    results[task.id] = result
-                    waiting.extendleft(reversed(follow_ups(task, result)))
-        finally:
-            for reference in pending:  # only when the loop was left by an exception
-                ray.cancel(reference, force=True)
-        tick()
-        return results
-
-    def _after_crash(self, task: StackTask, run: RunDir, crashes: int, kind: str) -> dict[str, Any] | None:
-        """What becomes of a stack whose worker process died: a result, or None to start it again."""
-        if run.stop_file.exists():
-            return dict(STOPPED)
-        reason = f"its worker process died {crashes} times ({kind})"
-        if crashes <= self.max_retries:
-            log.warning("Stack %s: %s, it starts again from its checkpoint", task.id, reason)
-            return None
-        if len(task.members) > 1:
-            log.warning("Stack %s: %s, it is cut into halves", task.id, reason)
-            return split(run, task, reason)
-        log.error("Stack %s is given up: %s", task.id, reason)
-        return {"status": "failed", "reason": reason}
+        loop = RayLoop(ray, job, num_workers=self.num_workers, max_retries=self.max_retries)
+        return loop.run(tasks, tick)
 
     def close(self) -> None:
         stop()
-
-
-def _work_remotely(task: StackTask, job: Job, packages: tuple[str, ...]) -> dict[str, Any]:
-    with allowing(packages):
-        return work(task, job)
 
 
 @dataclass(frozen=True)
@@ -165,7 +95,7 @@ def start(resources: Resources) -> Any:
         RunFailedError: Ray does not start.
     """
     global _session
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # Without them Ray's behaviour would depend on a token file that an earlier run may have left at home.
     os.environ.setdefault("RAY_AUTH_MODE", "token")

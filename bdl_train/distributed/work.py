@@ -10,6 +10,7 @@ from typing import Any
 from bdl_train.distributed import Job
 from bdl_train.errors import UsageError
 from bdl_train.training.prepared import StackTask
+from bdl_train.training.ranks import ALONE, Ranks
 from bdl_train.training.train_stack import STOPPED, train_stack
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 LOG_FILE = "log.txt"
 
 
-def work(task: StackTask, job: Job) -> dict[str, Any]:
+def work(task: StackTask, job: Job, ranks: Ranks = ALONE) -> dict[str, Any]:
     """The result of `train_stack`, or `{"status": "failed", "reason": ...}`; the traceback goes to the stack's log.
 
     A stack that is reached after a stop was requested does not start.
@@ -25,12 +26,12 @@ def work(task: StackTask, job: Job) -> dict[str, Any]:
     Raises:
         UsageError: what should have been refused before the launch; it ends the run.
     """
-    if job.run.stop_file.exists():
+    if ranks.world == 1 and job.run.stop_file.exists():  # several have to agree: they meet first
         return dict(STOPPED)
-    path = job.run.stack(task.id) / LOG_FILE
+    path = job.run.stack(task.id) / (LOG_FILE if ranks.is_first else f"log-{ranks.rank}.txt")
     with _logging_to(path):
         try:
-            return train_stack(task, job.config, job.data, job.run)
+            return train_stack(task, job.config, job.data, job.run, ranks)
         except UsageError:
             raise
         except Exception as error:

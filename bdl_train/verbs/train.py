@@ -180,7 +180,9 @@ def checked(config: dict[str, Any], cluster: Cluster) -> Work:
         members_per_stack=cluster.members_per_stack,
         cpus_per_stack=cluster.cpus_per_stack,
         gpus_per_stack=cluster.gpus_per_stack,
+        ranks_per_stack=cluster.ranks_per_stack,
     )
+    recipe.check_ranks(data, cluster.ranks_per_stack)
     _check_device(recipe.trainer.accelerator, cluster.gpus_per_stack)
     tracker = build(config["tracking"], Tracker, key="tracking")
     return Work(config, settings, recipe, data, _inputs(config, data), tracker, today, start)

@@ -15,7 +15,7 @@ from command_line import TINY
 from safetensors.torch import load_file
 
 from bdl_train.build import build
-from bdl_train.distributed import Launcher, Resources, ray_local
+from bdl_train.distributed import Launcher, Resources, _ray_loop, ray_local
 from bdl_train.distributed.ray_local import RayLocal
 from bdl_train.errors import Exit, UsageError
 from bdl_train.runs import RunDir, find_runs, read_json
@@ -158,28 +158,28 @@ def test_a_stack_that_always_dies_is_cut_until_the_culprit_is_alone(on_ray, trai
 
 
 def test_a_stack_that_always_raises_costs_its_own_members(on_ray, monkeypatch):
-    def breaking(task, job, packages):
+    def breaking(task, job, packages, rank=0, token=""):
         if 1 in task.members:
             raise RuntimeError("member 1 is no good")
-        return true_work(task, job, packages)
+        return true_work(task, job, packages, rank, token)
 
-    true_work = ray_local._work_remotely
-    monkeypatch.setattr(ray_local, "_work_remotely", breaking)
+    true_work = _ray_loop.work_remotely
+    monkeypatch.setattr(_ray_loop, "work_remotely", breaking)
     said = on_ray("num_members=3", "cluster.members_per_stack=1", status=3)
     members = read_json(said.run.manifest)["members"]
     assert [one["status"] for one in members] == ["done", "failed", "done"]
     assert members[1]["reason"] == "RuntimeError: member 1 is no good"
 
-    def useless(task, job, packages):
+    def useless(task, job, packages, rank=0, token=""):
         raise RuntimeError("nothing works")
 
-    monkeypatch.setattr(ray_local, "_work_remotely", useless)
+    monkeypatch.setattr(_ray_loop, "work_remotely", useless)
     assert on_ray("num_members=2", "cluster.members_per_stack=1", status=1).run.status() == "failed"
 
-    def refusing(task, job, packages):
+    def refusing(task, job, packages, rank=0, token=""):
         raise UsageError("known too late")
 
-    monkeypatch.setattr(ray_local, "_work_remotely", refusing)
+    monkeypatch.setattr(_ray_loop, "work_remotely", refusing)
     before = find_runs("runs")
     assert "known too late" in on_ray(status=2).err
     assert find_runs("runs") == before
@@ -210,6 +210,7 @@ def test_resources_are_those_of_the_process_unless_given():
         "members_per_stack": None,
         "cpus_per_stack": None,
         "gpus_per_stack": 0,
+        "ranks_per_stack": 1,
         "num_cpus": None,
         "num_gpus": None,
         "max_retries": 2,

@@ -9,6 +9,7 @@ from bdl_train.distributed import Job, work
 from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir
 from bdl_train.training.prepared import StackTask
+from bdl_train.training.ranks import ALONE
 
 TASK = StackTask(id="000", members=(0, 1), cpus=1, gpus=0)
 
@@ -21,7 +22,7 @@ def job(tmp_path) -> Job:
 
 def test_a_result_is_handed_on(monkeypatch, job):
     monkeypatch.setattr(work, "train_stack", lambda *args: {"status": "done", "args": args})
-    assert work.work(TASK, job) == {"status": "done", "args": (TASK, job.config, job.data, job.run)}
+    assert work.work(TASK, job) == {"status": "done", "args": (TASK, job.config, job.data, job.run, ALONE)}
 
 
 def test_an_error_becomes_a_reason_and_its_traceback_goes_to_the_log(monkeypatch, job, caplog):

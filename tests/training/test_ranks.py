@@ -41,7 +41,9 @@ def _train_long(folder: str, rank: int, token: str) -> None:
 
 def start(target: Any, *args: Any) -> list[BaseProcess]:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=target, args=(args[0], rank, *args[1:])) for rank in (0, 1)]
+    processes: list[BaseProcess] = [
+        context.Process(target=target, args=(args[0], rank, *args[1:])) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     return processes

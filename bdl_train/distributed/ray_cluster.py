@@ -1,0 +1,164 @@
+"""The launcher for a Ray cluster that others started: this process stands on one of its nodes."""
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bdl_train.build import allowed_packages
+from bdl_train.distributed import Job, Launcher, Resources
+from bdl_train.distributed._ray_loop import RayLoop
+from bdl_train.distributed.ray_local import QUIET
+from bdl_train.distributed.shared_folder import require_shared
+from bdl_train.errors import UsageError
+from bdl_train.training.prepared import StackTask
+
+log = logging.getLogger(__name__)
+
+# Ray's own client waits for minutes at a port that is silent. Its server speaks gRPC, which is HTTP/2: both sides open
+# with a frame of settings (RFC 9113, section 3.4), whatever the token.
+_SETTINGS = b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
+
+_joined = False
+"""Whether this process joined a cluster; Ray knows one cluster a process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster(Launcher):
+    """An existing Ray.
+
+    Attributes:
+        address: `IP:PORT` of its head, or `auto`: the Ray that runs on this machine.
+        token_file: A file with its token, readable by its owner only; null = the environment's RAY_AUTH_TOKEN.
+        connect_timeout_s: Seconds to wait for an answer at the address.
+        num_workers: Stacks at the same time; null = as many as there is room for, also on nodes that join later.
+        members_per_stack: Most members of a stack; null = chosen by the plan.
+        cpus_per_stack: Threads a stack; null = an equal share.
+        gpus_per_stack: Share of a GPU a stack; 0 = CPU.
+        ranks_per_stack: Processes that split the batches of a stack, each with these CPUs and GPUs.
+        max_retries: Times a stack whose worker died is started again, from its checkpoint; then it is cut into halves.
+    """
+
+    address: Annotated[str, Field(min_length=1)]
+    token_file: str | None
+    connect_timeout_s: Annotated[float, Field(gt=0)]
+    num_workers: Annotated[int, Field(ge=1)] | None
+    members_per_stack: Annotated[int, Field(ge=1)] | None
+    cpus_per_stack: Annotated[int, Field(ge=1)] | None
+    gpus_per_stack: Annotated[float, Field(ge=0, le=1)]
+    ranks_per_stack: Annotated[int, Field(ge=1)]
+    max_retries: Annotated[int, Field(ge=0)]
+
+    def resources(self) -> Resources:
+        """What its nodes have, from the cluster itself."""
+        nodes = [node["Resources"] for node in self._connect().nodes() if node["Alive"]]
+        held = Resources.of_nodes((int(node.get("CPU", 0)), node.get("GPU", 0.0)) for node in nodes)
+        if held.cpus == 0:
+            raise UsageError(f"The Ray at cluster.address={self.address} has no CPUs to hand out.")
+        return held
+
+    def launch(
+        self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
+    ) -> dict[str, dict[str, Any]]:
+        ray = self._connect()
+        require_shared(ray, job.run)
+        loop = RayLoop(ray, job, num_workers=self.num_workers, max_retries=self.max_retries)
+        return loop.run(tasks, tick)
+
+    def close(self) -> None:
+        """Leave the cluster, which goes on."""
+        global _joined
+        if _joined:
+            import ray
+
+            ray.shutdown()
+            _joined = False
+
+    def _connect(self) -> Any:
+        """The ray module, connected.
+
+        Raises:
+            UsageError: nobody answers at the address, or the token is not the cluster's.
+        """
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        # How often Ray asks again, a second apart: a wrong token would otherwise take it 20 seconds.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
+        self._take_token()
+        if self.address != "auto":
+            self._knock()
+        import ray
+
+        global _joined
+        if ray.is_initialized():
+            return ray
+        settings: dict[str, Any] = {}
+        if allowed_packages():
+            # Its workers were started elsewhere: packages that the user allows may lie in this folder.
+            path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+            settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
+        stale = os.environ.pop("RAY_ADDRESS", None) if self.address != "auto" else None
+        if stale not in (None, self.address):
+            log.warning("RAY_ADDRESS=%s is ignored: cluster.address=%s", stale, self.address)
+        try:
+            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **settings)
+        except Exception as error:  # of many kinds: refused, unknown session, authentication
+            cause = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if "token" in str(cause).lower():
+                raise UsageError(
+                    f"The Ray at cluster.address={self.address} refuses the token: set RAY_AUTH_TOKEN or "
+                    "cluster.token_file to the one that the cluster was started with."
+                ) from error
+            raise UsageError(
+                f"cluster.address={self.address} cannot be joined ({type(error).__name__}: {error}). A driver runs on "
+                "one of the cluster's nodes: log in there, or use `bdl submit cluster=ray_job`."
+            ) from error
+        _joined = True
+        return ray
+
+    def _take_token(self) -> None:
+        if self.token_file is not None:
+            path = Path(self.token_file).expanduser()
+            try:
+                if stat.S_IMODE(path.stat().st_mode) & 0o077:
+                    raise UsageError(
+                        f"cluster.token_file={path} can be read by others: chmod 600 it, and give the cluster another "
+                        "token."
+                    )
+                os.environ["RAY_AUTH_TOKEN"] = path.read_text().strip()
+            except OSError as error:
+                raise UsageError(f"cluster.token_file={path} cannot be read: {error.strerror}.") from error
+        if os.environ.get("RAY_AUTH_MODE") == "disabled":
+            log.warning("RAY_AUTH_MODE=disabled: whoever reaches this Ray can run code on its nodes")
+            return
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not os.environ.get("RAY_AUTH_TOKEN"):
+            raise UsageError(
+                f"The Ray at cluster.address={self.address} asks for its token: set RAY_AUTH_TOKEN in the environment, "
+                "or cluster.token_file."
+            )
+
+    def _knock(self) -> None:
+        host, colon, port = self.address.rpartition(":")
+        if not colon or not port.isdigit():
+            raise UsageError(f"cluster.address must be IP:PORT or auto, got {self.address!r}.")
+        try:
+            with socket.create_connection((host, int(port)), self.connect_timeout_s) as connection:
+                connection.sendall(_HTTP2_HELLO)
+                answer = connection.recv(9)
+            if answer[3:4] != _SETTINGS:
+                raise OSError("what answers there is no Ray")
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"Nobody answers at cluster.address={self.address} within {self.connect_timeout_s:g} s ({error}): is "
+                "the cluster up, and is this the port of its head (GCS)?"
+            ) from error
