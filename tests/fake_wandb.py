@@ -75,6 +75,22 @@ class Server(ThreadingHTTPServer):
         )
         return {"upsertBucket": {"bucket": self._bucket(name), "inserted": inserted}}
 
+    def _Viewer(self) -> dict[str, Any]:  # noqa: N802
+        account = {"id": "VXNlcg", "entity": ENTITY["name"], "username": "me", "email": "", "flags": "{}"}
+        return {"viewer": {**account, "teams": {"edges": []}}}
+
+    def _ArtifactType(self) -> dict[str, Any]:  # noqa: N802
+        return {"project": {"artifact": None}}
+
+    def _CreateArtifact(self) -> dict[str, Any]:  # noqa: N802
+        # One that is there already: nothing has to be uploaded.
+        artifact = {
+            "id": "QXJ0",
+            "state": "COMMITTED",
+            "artifactSequence": {"id": "U2Vx", "latestArtifact": None},
+        }
+        return {"createArtifact": {"artifact": artifact}}
+
     def _CreateRunFiles(self, files: list[str]) -> dict[str, Any]:  # noqa: N802
         urls = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in files]
         return {"createRunFiles": {"runID": "QnVj", "uploadHeaders": [], "files": urls}}

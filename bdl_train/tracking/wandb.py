@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -101,6 +102,7 @@ class _Session:
         self._members: dict[int, Any] = {}
         self._row: dict[str, Any] = {}
         self._row_at: tuple[str, int, int] | None = None  # stack, step, events of its file so far
+        self._run: Any = None
         self._process = None
         why = "" if settings.mode == "offline" else why_not_online()
         self._place: Place = "offline" if why or settings.mode == "offline" else "online"
@@ -178,13 +180,20 @@ class _Session:
         ) from error
 
     def _abandon(self) -> None:
-        """End the service: left alone it would be waited for when this process ends."""
+        """End the runs and the service: left alone they would be waited for when this process ends."""
         self._worker.close()
         ender = Worker("wandb end")
-        ender.put(end_service)
+        ender.put(self._end)
         if not ender.wait(SLACK_S) and self._process is not None:
             self._process.kill()
+            ender.wait(SLACK_S)
         ender.close()
+
+    def _end(self) -> None:
+        for run in (*self._members.values(), self._run):
+            with suppress(Exception):  # None, or as broken as the rest
+                run.finish(exit_code=1)
+        end_service()
 
     # --- what the thread does --------------------------------------------------------------------------------------
 
@@ -207,7 +216,7 @@ class _Session:
         return open_run(
             self._place,
             init_timeout_s=self._settings.init_timeout_s,
-            finish_timeout_s=self._settings.finish_timeout_s,
+            finish_timeout_s=self._settings.finish_timeout_s / 2,  # the other half is for the tables
             project=self._settings.project,
             entity=self._settings.entity,
             id=id,
@@ -257,13 +266,23 @@ class _Session:
         del self._members[member]
 
     def _close(self, status: str, metrics: Mapping[str, float | None]) -> None:
-        if status in ("complete", "partial"):
-            self._log_outcome()
         for member in list(self._members):
             self._members.pop(member).finish(exit_code=1)
         self._run.summary.update({"status": status, **metrics})
+        if status in ("complete", "partial"):
+            self._log_outcome_in_time()
         self._run.finish(exit_code=1 if status == "failed" else 0)
         self._handed.save()
+
+    def _log_outcome_in_time(self) -> None:
+        # wandb stores a table as an artifact, and asks its server before it does: that may fail, or hang, by itself.
+        worker = Worker("wandb tables")
+        worker.put(self._log_outcome)
+        in_time = worker.wait(self._settings.finish_timeout_s / 2)
+        worker.close()
+        if not in_time or worker.error is not None:
+            why = "the server does not answer" if worker.error is None else first_line(worker.error)
+            log.warning("wandb took no tables or plots: %s", why)
 
     def _log_outcome(self) -> None:
         from PIL import Image
@@ -279,7 +298,10 @@ class _Session:
             for name, table in tables.items()
             if table is not None
         }
-        for name, png in plots(self._dir).items():
-            shown[f"plot/{name}"] = wandb.Image(Image.open(BytesIO(png)))
+        pictures = plots(self._dir)
+        if pictures:
+            self._run.log(
+                {f"plot/{name}": wandb.Image(Image.open(BytesIO(png))) for name, png in pictures.items()}
+            )
         if shown:
             self._run.log(shown)

@@ -105,7 +105,18 @@ def test_metrics_are_those_of_the_predictions_table(class_run):
     assert metrics["test/nll"] == pytest.approx(nll.mean(), rel=1e-6)
     assert metrics["test/accuracy"] == pytest.approx((probs.argmax(1) == rows["y"]).mean())
     detail = pd.read_parquet(class_run.evaluation("test") / "metrics_detail.parquet")
-    assert list(detail.columns) == ["key", "slice", "value", "low", "high", "n", "unit", "reason"]
+    assert list(detail.columns) == [
+        "key",
+        "slice",
+        "value",
+        "low",
+        "high",
+        "n",
+        "unit",
+        "meaning",
+        "better",
+        "reason",
+    ]
     assert set(detail["key"]) == set(metrics)
 
 
