@@ -101,6 +101,11 @@ class RunDir:
         return self.path / "driver.jsonl"
 
     @property
+    def tracking(self) -> Path:
+        """What of the events which tracker has been handed."""
+        return self.path / "tracking.json"
+
+    @property
     def stop_file(self) -> Path:
         return self.path / "STOP"
 
@@ -379,24 +384,33 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 class EventReader:
-    """Follows the event files below a run's `stacks/`; each `read` gives what is new, whole lines only."""
+    """Follows the event files of a run; each call gives what is new, whole lines only, damaged ones left out."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._offsets: dict[Path, int] = {}
 
     def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (stack id, event) for every line written since the last call; damaged lines are skipped."""
+        """Yield (stack id, event) for every line that a stack wrote since the last call."""
         for path in sorted(self._run.path.glob("stacks/*/events.jsonl")):
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                block = file.read()
-            end = block.rfind(b"\n") + 1
-            self._offsets[path] = self._offsets.get(path, 0) + end
-            for line in block[:end].splitlines():
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict):
-                    yield path.parent.name, event
+            for event in self._new(path):
+                yield path.parent.name, event
+
+    def read_decisions(self) -> Iterator[dict[str, Any]]:
+        """Yield the events that the driver wrote since the last call."""
+        with suppress(FileNotFoundError):
+            yield from self._new(self._run.driver_events)
+
+    def _new(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open("rb") as file:
+            file.seek(self._offsets.get(path, 0))
+            block = file.read()
+        end = block.rfind(b"\n") + 1
+        self._offsets[path] = self._offsets.get(path, 0) + end
+        for line in block[:end].splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                yield event

@@ -98,6 +98,8 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
                 "high": None,
                 "n": count,
                 "unit": metric.unit,
+                "meaning": metric.meaning,
+                "better": metric.better,
                 "reason": None if metric.value is not None and math.isfinite(metric.value) else "not finite",
             }
             for metric in evaluation.metrics

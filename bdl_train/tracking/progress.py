@@ -48,6 +48,7 @@ class Progress(Tracker):
 
         self._stacks = {stack: _StackView(size) for stack, size in stack_sizes.items()}
         self._members: dict[int, str] = {}
+        self._silent: Mapping[str, float] = {}
         self._first_event: float | None = None
         self._first_share = 0.0
         self._last_line = 0.0
@@ -94,6 +95,10 @@ class Progress(Tracker):
         self._take(stack, event)
         self._show()
 
+    def silent(self, stacks: Mapping[str, float]) -> None:
+        self._silent = stacks
+        self._show()
+
     def finish(self, status: str, metrics: Mapping[str, float | None]) -> None:
         if self._live is not None:
             self._live.stop()
@@ -134,6 +139,11 @@ class Progress(Tracker):
         parts = [f"{finished}/{self._num_members} members"]
         if failed := sum(one.failed for one in views):
             parts.append(f"{failed} failed")
+        if self._silent and not final:
+            longest = max(self._silent.values())
+            parts.append(
+                f"{len(self._silent)} stack{'s' * (len(self._silent) > 1)} silent for {longest:.0f} s"
+            )
         if views:
             # Stacks that wait in line stand at step 0.
             mean_step = sum(one.size * one.step for one in views) / max(1, self._num_members)

@@ -185,6 +185,7 @@ def checked(config: dict[str, Any], cluster: Cluster) -> Work:
     recipe.check_ranks(data, cluster.ranks_per_stack)
     _check_device(recipe.trainer.accelerator, cluster.gpus_per_stack)
     tracker = build(config["tracking"], Tracker, key="tracking")
+    tracker.check(settings.num_members)
     return Work(config, settings, recipe, data, _inputs(config, data), tracker, today, start)
 
 

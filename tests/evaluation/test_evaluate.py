@@ -119,7 +119,18 @@ def test_what_is_written_can_be_read_back(tmp_path: Path):
     assert json.loads((folder / "metrics.json").read_text()) == flat
     assert flat == {f"test/{key}": value for key, value in values(evaluation).items()}
     detail = pd.read_parquet(folder / "metrics_detail.parquet")
-    assert list(detail) == ["key", "slice", "value", "low", "high", "n", "unit", "reason"]
+    assert list(detail) == [
+        "key",
+        "slice",
+        "value",
+        "low",
+        "high",
+        "n",
+        "unit",
+        "meaning",
+        "better",
+        "reason",
+    ]
     assert dict(zip(detail["key"], detail["value"], strict=True)) == flat
     assert set(detail["n"]) == {30}
     table = pd.read_parquet(folder / "predictions.parquet")

@@ -27,6 +27,7 @@ def test_files_of_a_complete_run(class_run):
         "manifest.json",
         "metrics.json",
         "stacks/000/events.jsonl",
+        "stacks/000/owner.json",
         "stacks/000/result.json",
         "posterior/posterior.json",
         "posterior/rows.safetensors",
@@ -105,7 +106,18 @@ def test_metrics_are_those_of_the_predictions_table(class_run):
     assert metrics["test/nll"] == pytest.approx(nll.mean(), rel=1e-6)
     assert metrics["test/accuracy"] == pytest.approx((probs.argmax(1) == rows["y"]).mean())
     detail = pd.read_parquet(class_run.evaluation("test") / "metrics_detail.parquet")
-    assert list(detail.columns) == ["key", "slice", "value", "low", "high", "n", "unit", "reason"]
+    assert list(detail.columns) == [
+        "key",
+        "slice",
+        "value",
+        "low",
+        "high",
+        "n",
+        "unit",
+        "meaning",
+        "better",
+        "reason",
+    ]
     assert set(detail["key"]) == set(metrics)
 
 
