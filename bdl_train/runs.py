@@ -120,13 +120,18 @@ class RunDir:
         return self.path / "evaluation" / name
 
     def status(self) -> str:
-        """`complete`, `partial` or `failed` from the manifest, else `running` or `interrupted` from the lock."""
+        """`complete`, `partial` or `failed` from the manifest, else `running` from the lock; without a process that
+        works on it a run that was submitted and never began is `queued`, any other `interrupted`.
+        """
         if self.manifest.is_file():
             manifest = read_json(self.manifest)
             if not isinstance(manifest, dict) or "status" not in manifest:
                 raise UsageError(f"{self.manifest} has no status: the run directory is damaged.")
             return str(manifest["status"])
-        return "running" if lock_is_held(self.lock) else "interrupted"
+        if lock_is_held(self.lock):
+            return "running"
+        began = any(self.path.glob("stacks/*/events.jsonl"))
+        return "queued" if self.submission.is_file() and not began else "interrupted"
 
 
 def is_run(path: Path) -> bool:

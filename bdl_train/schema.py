@@ -50,13 +50,15 @@ class Schema:
 
     @classmethod
     def of(cls, verb: str, config_dir: Path | None = None) -> "Schema":
-        """Read `conf/<verb>.yaml`."""
-        path = shipped() / f"{verb}.yaml"
+        """Read `conf/<verb>.yaml`, and the root configs that it builds on."""
         groups: dict[str, str | None] = {}
-        for entry in _load(path).get("defaults", ()):
-            if isinstance(entry, dict):
-                groups.update({name.removeprefix("optional "): choice for name, choice in entry.items()})
-        return cls(verb, tuple(_root_keys(path.read_text())), groups, config_dir)
+        keys: dict[str, Key] = {}
+        for path in _roots_of(verb):
+            for entry in _load(path).get("defaults", ()):
+                if isinstance(entry, dict):
+                    groups.update({name.rpartition(" ")[2]: choice for name, choice in entry.items()})
+            keys |= {key.name: key for key in _root_keys(path.read_text())}
+        return cls(verb, tuple(keys.values()), groups, config_dir)
 
     def choices(self, group: str) -> list[str]:
         """The choices of a group, shipped ones and the user's."""
@@ -77,7 +79,7 @@ class Schema:
         Returns:
             Key to whether it holds further known keys; where it does not, anything may stand below it.
         """
-        known = dict(_dotted(_load(shipped() / f"{self.verb}.yaml")))
+        known = {key: nested for path in _roots_of(self.verb) for key, nested in _dotted(_load(path))}
         for group in self.groups:
             known[group] = True
             for choice in choices(group):
@@ -153,6 +155,13 @@ class Schema:
         if path.read_text().lstrip().startswith("# @package _global_"):
             return []
         return list(_dotted(_load(path), f"{group}."))
+
+
+def _roots_of(verb: str) -> list[Path]:
+    """The root config of a verb, after those of other verbs that its defaults name."""
+    path = shipped() / f"{verb}.yaml"
+    named = [one for one in _load(path).get("defaults", ()) if isinstance(one, str) and one != "_self_"]
+    return [*(shipped() / f"{one}.yaml" for one in named), path]
 
 
 def choices(group: str, config_dir: Path | None = None) -> list[str]:

@@ -42,6 +42,7 @@ TESTED_BY = {
     "predictive/predict": "predictive/test_predictor.py",
     "manual": "test_cli.py",
     "training/prepared": "training/test_train_stack.py",
+    "verbs/submit": "distributed/test_slurm.py",
     "distributed/shared_folder": "distributed/test_ray_cluster.py",
     "schema": "test_config.py",
     "schedulers/constant": "schedulers/test_every_schedule.py",

@@ -5,7 +5,7 @@ None of it may cost the stack its training: what a full disk refuses is said onc
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Checkpoint(pl.Callback):
         folder: Of the stack.
         owner: Of the stack; who lost it saves no more.
         content: What to save, called at the time.
-        stop_file: Its existence asks for a stop; it is looked for after each call of K steps.
+        stop_files: The existence of one asks for a stop; they are looked for after each call of K steps.
         ranks: Of the stack: the first one decides and writes.
 
     Attributes:
@@ -152,11 +152,11 @@ class Checkpoint(pl.Callback):
         owner: Ownership | None,
         content: Callable[[], dict[str, Any]],
         every_s: float,
-        stop_file: Path,
+        stop_files: Sequence[Path],
         ranks: Ranks = ALONE,
     ) -> None:
         self._folder, self._owner, self._content = folder, owner, content
-        self._every_s, self._stop_file, self._ranks = every_s, stop_file, ranks
+        self._every_s, self._stop_files, self._ranks = every_s, stop_files, ranks
         self._due = time.monotonic() + every_s
         self._stop_due = time.monotonic()
         self._warned: set[str] = set()
@@ -174,7 +174,8 @@ class Checkpoint(pl.Callback):
 
     def _maybe_save(self, trainer: pl.Trainer) -> None:
         device = trainer.strategy.root_device
-        stop = bool(self._ranks.decide(self._stop_file.exists(), device))
+        asked = any(path.exists() for path in self._stop_files)
+        stop = bool(self._ranks.decide(asked, device))
         now = time.monotonic()
         if not self._ranks.decide(now >= (self._stop_due if stop else self._due), device):
             return

@@ -133,6 +133,8 @@ def _fit(
     with warnings.catch_warnings():
         # Lightning expects an optimiser, loader workers and a logger; here the method and the event file do that.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        # Where Slurm is installed; a stack is no step of it.
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         warnings.filterwarnings(
             "ignore", message=".*`LightningModule.configure_optimizers` returned `None`.*"
         )

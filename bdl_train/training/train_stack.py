@@ -23,6 +23,7 @@ from bdl_train.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
+RESULT = "result.json"
 STOPPED = {"status": "stopped"}
 DIVERGED = "its potential or gradient became NaN or infinite: lower optimizer.lr or set trainer.clip_norm"
 
@@ -43,16 +44,10 @@ def train_stack(
     Raises:
         LostOwnershipError: another process was given the stack while this one trained it.
     """
+    result = stored_result(task, run)
+    if result is not None:
+        return result
     folder = run.stack(task.id)
-    result_file = folder / "result.json"
-    if result_file.is_file():
-        result = read_json(result_file)
-        lost = _lost_files(result, run, result_file)
-        if not lost:
-            return result
-        log.warning(
-            "Stack %s is trained again: %s missing or not as it was written", task.id, ", ".join(lost)
-        )
     torch.set_num_threads(task.cpus)
     start = time.monotonic()
     owner = Ownership(folder) if ranks.is_first else None
@@ -62,7 +57,9 @@ def train_stack(
         log.info("Stack %s continues at step %d", task.id, state.step)
     if ranks.decide(state.step, stack.device) != state.step:
         raise RuntimeError(f"Ranks of stack {task.id} loaded different checkpoints: does each see {folder}?")
-    checkpoint = Checkpoint(folder, owner, stack.content, trainer.checkpoint_every_s, run.stop_file, ranks)
+    # A stack may be a job of its own, with a stop of its own.
+    stop_files = (run.stop_file, folder / run.stop_file.name)
+    checkpoint = Checkpoint(folder, owner, stack.content, trainer.checkpoint_every_s, stop_files, ranks)
     if owner is None:
         stack.fit([checkpoint])
         return dict(STOPPED) if checkpoint.stopped else {"status": "done"}
@@ -104,7 +101,7 @@ def train_stack(
         "executor": stack.executor,
     }
     owner.check()
-    write_json(result_file, result)
+    write_json(folder / RESULT, result)
     remove_checkpoints(folder)
     return result
 
@@ -130,6 +127,26 @@ def _write_members(task: StackTask, stack: Prepared, data: Data, run: RunDir) ->
             entry |= {"status": "failed", "reason": reason}
         entries.append(entry)
     return entries
+
+
+def stored_result(task: StackTask, run: RunDir) -> dict[str, Any] | None:
+    """The result that the stack already has, if its members' files are as they were written.
+
+    Raises:
+        UsageError: the result is damaged.
+    """
+    path = run.stack(task.id) / RESULT
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    lost = _lost_files(result, run, path)
+    if lost:
+        log.warning(
+            "The result of stack %s is not used: %s missing or not as it was written",
+            task.id,
+            ", ".join(lost),
+        )
+    return None if lost else result
 
 
 def _lost_files(result: Any, run: RunDir, result_file: Path) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from bdl_train.build import settings_of
 from bdl_train.config import Options
+from bdl_train.distributed.queues import state_of
 from bdl_train.errors import Exit
 from bdl_train.runs import RunDir, find_runs
 
@@ -26,7 +27,7 @@ class Settings:
     """The keys of `conf/runs.yaml`."""
 
     root: str
-    status: Literal["complete", "partial", "failed", "running", "queued", "interrupted"] | None
+    status: Literal["complete", "partial", "failed", "running", "queued", "requeued", "interrupted"] | None
     limit: Annotated[int, Field(ge=1)] | None
 
 
@@ -52,9 +53,22 @@ def run(config: dict[str, Any], options: Options) -> Exit:
 
 def _status(run_dir: RunDir) -> str:
     try:
-        return run_dir.status()
+        status = run_dir.status()
+        if status in ("queued", "interrupted") and run_dir.submission.is_file():
+            return _in_queue(run_dir, status)
+        return status
     except (ValueError, KeyError, TypeError):
         return "damaged"
+
+
+def _in_queue(run_dir: RunDir, status: str) -> str:
+    """What the queue says of a run on which no driver works now."""
+    state = state_of(_json(run_dir.submission))
+    if state == "queued":
+        return "queued" if status == "queued" else "requeued"
+    if state == "running":
+        return "running"  # a driver that is starting, or the tasks of an array
+    return "interrupted" if state == "ended" else status
 
 
 def _members(run_dir: RunDir) -> str:

@@ -28,7 +28,7 @@ from bdl_train.build import build, settings_of
 from bdl_train.config import MASK, Options, leaves, mask_secrets
 from bdl_train.data import Data
 from bdl_train.distributed import Cluster, Job, Launcher
-from bdl_train.distributed.collect import member_entries, run_status, write_manifest, write_posterior
+from bdl_train.distributed.outcome import member_entries, run_status, write_manifest, write_posterior
 from bdl_train.distributed.plan import Plan, plan, refit
 from bdl_train.errors import WORSE, Exit, RunFailedError, UsageError, guarded
 from bdl_train.evaluation.compare import show
@@ -134,7 +134,14 @@ def run_many(configs: list[dict[str, Any]], options: Options) -> Exit:
 
 
 def _launcher(config: Mapping[str, Any]) -> Launcher:
-    return build(config["cluster"], Launcher, key="cluster")
+    cluster = build(config["cluster"], Cluster, key="cluster")
+    if not isinstance(cluster, Launcher):
+        name = type(cluster).__module__.rpartition(".")[2]
+        raise UsageError(
+            f"cluster={name} is a queue: hand it the run with `bdl submit`, or train from here with cluster=ray_local, "
+            "ray_cluster or inline."
+        )
+    return cluster
 
 
 def _settled(config: dict[str, Any], options: Options) -> dict[str, Any]:
@@ -186,7 +193,7 @@ def checked(config: dict[str, Any], cluster: Cluster) -> Work:
     _check_device(recipe.trainer.accelerator, cluster.gpus_per_stack)
     tracker = build(config["tracking"], Tracker, key="tracking")
     tracker.check(settings.num_members)
-    return Work(config, settings, recipe, data, _inputs(config, data), tracker, today, start)
+    return Work(config, settings, recipe, data, inputs_of(config, data), tracker, today, start)
 
 
 def new_run(work: Work) -> RunDir:
@@ -221,7 +228,8 @@ def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher) 
         from bdl_train.evaluation.prior_check import check_prior
 
         check_prior(run_dir, work.recipe, work.data)
-    run_dir.stop_file.unlink(missing_ok=True)
+    for stop_file in (run_dir.stop_file, *run_dir.path.glob(f"stacks/*/{run_dir.stop_file.name}")):
+        stop_file.unlink(missing_ok=True)
     follower = Follower(
         run_dir, [Progress({task.id: len(task.members) for task in the_plan.stacks}), work.tracker]
     )
@@ -311,7 +319,8 @@ def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **groups}
 
 
-def _inputs(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def inputs_of(config: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """What a run depends on beside its config: the data's fingerprint, the posterior behind its prior."""
     earlier = config["prior"].get("run")
     if earlier is None:
         return {"data": data.fingerprint()}
@@ -373,15 +382,22 @@ def _full_disk_said(run_dir: RunDir) -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signal(run_dir: RunDir) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks the stacks to save and stop; the second ends at once."""
+    """The first Ctrl-C, SIGTERM or SIGUSR1 asks the stacks to save and stop; a second Ctrl-C or SIGTERM ends at once.
+
+    SIGUSR1 is how batch systems warn of the end of a job.
+    """
 
     def stop(signum: int, frame: Any) -> None:
         if run_dir.stop_file.exists():
+            if signum == signal.SIGUSR1:
+                return
             raise KeyboardInterrupt
         run_dir.stop_file.touch()
         os.write(2, b"\nstopping: members save their state (once more to end at once)\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     try:
         yield
     finally:

@@ -1,52 +1,40 @@
-"""From results to entries and a status."""
+"""Joining what the jobs of an array left."""
 
-import pytest
+import shutil
 
-from bdl_train.distributed.collect import member_entries, run_status
-from bdl_train.distributed.plan import Plan
-from bdl_train.training.prepared import StackTask
+from bdl_train.runs import read_json
+from bdl_train.verbs import _stack_job
 
-PLAN = Plan(
-    (
-        StackTask(id="000", members=(0, 1, 2), cpus=1, gpus=0),
-        StackTask(id="001", members=(3,), cpus=1, gpus=0),
-    ),
-    1,
-    (),
-)
+WORDS = ("num_members=3", "cluster.members_per_stack=1", "inference=deep_ensemble")
 
 
-def done(*members: int) -> dict:
-    return {"status": "done", "members": [{"id": m, "status": "done", "file": f"{m}"} for m in members]}
+def hashes(run) -> list[str | None]:
+    return [member.get("sha256") for member in read_json(run.manifest)["members"]]
 
 
-def test_members_stand_in_order_with_the_stack_that_trained_them():
-    results = {"001": done(3), "000": {"status": "split"}, "000b": done(1, 2), "000a": done(0)}
-    entries = member_entries(PLAN, results)
-    assert [(one["id"], one["stack"], one["status"]) for one in entries] == [
-        (0, "000a", "done"), (1, "000b", "done"), (2, "000b", "done"), (3, "001", "done"),
-    ]  # fmt: skip
+def test_stacks_trained_as_jobs_of_their_own_are_the_run_of_one_process(train, bdl):
+    whole = train(*WORDS).run
+    said = train(*WORDS, "plan_only=true")
+    path = said.out.split("resume=")[1].split()[0]
+    for number in (2, 0):
+        assert _stack_job.main([path, str(number)]) == 0
+    # One job never ran: its member is lost until somebody trains it.
+    assert bdl("train", f"resume={path}", "cluster=collect").status == 3
+    run = type(whole)(whole.path.parent / path.rpartition("/")[2])
+    members = read_json(run.manifest)["members"]
+    assert [one["status"] for one in members] == ["done", "failed", "done"]
+    assert members[1]["reason"] == "its job ended without a result"
+    assert _stack_job.main([path, "1"]) == 0
+    assert bdl("train", f"resume={path}", "cluster=collect").status == 0
+    assert hashes(run) == hashes(whole)
+    # A result whose files are gone is no result.
+    shutil.rmtree(run.posterior)
+    run.manifest.unlink()
+    assert bdl("train", f"resume={path}", "cluster=collect").status == 1
 
 
-def test_lost_members_say_why():
-    results = {
-        "000": {"status": "split"},
-        "000a": {"status": "failed", "reason": "its worker process died 3 times"},
-        "000b": {
-            "status": "done",
-            "members": [{"id": 1, "status": "done"}, {"id": 2, "status": "failed", "reason": "NaN"}],
-        },
-    }
-    entries = member_entries(PLAN, results)
-    assert [one.get("reason") for one in entries] == [
-        "its worker process died 3 times", None, "NaN", "its stack was never started",
-    ]  # fmt: skip
-    assert run_status(entries) == "partial"
-
-
-@pytest.mark.parametrize(
-    ("statuses", "expected"),
-    [(["done", "done"], "complete"), (["done", "failed"], "partial"), (["failed", "failed"], "failed")],
-)
-def test_status_of_a_run(statuses, expected):
-    assert run_status([{"status": status} for status in statuses]) == expected
+def test_a_number_outside_the_plan_is_wrong_usage(train, capsys):
+    path = train(*WORDS, "plan_only=true").out.split("resume=")[1].split()[0]
+    assert _stack_job.main([path, "3"]) == 2
+    assert "has the stacks 0 to 2, got 3" in capsys.readouterr().err
+    assert _stack_job.main([path]) == 2

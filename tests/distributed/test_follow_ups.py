@@ -2,8 +2,8 @@
 
 import pytest
 
-from bdl_train.distributed.collect import member_entries
 from bdl_train.distributed.follow_ups import follow_ups, in_the_end
+from bdl_train.distributed.outcome import member_entries
 from bdl_train.distributed.plan import Plan
 from bdl_train.errors import UsageError
 from bdl_train.training.prepared import StackTask

@@ -1,0 +1,99 @@
+"""The parts of a Slurm step's Ray that need neither Slurm nor Ray."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bdl_train.distributed import ray_step
+from bdl_train.distributed.ray_step import (
+    PORTS,
+    Allocation,
+    Step,
+    driver_command,
+    free_ports,
+    start_command,
+    without_slurm,
+)
+from bdl_train.errors import UsageError
+from bdl_train.runs import RunDir
+
+SLURM = {
+    "SLURM_JOB_ID": "1234", "SLURM_PROCID": "1", "SLURMD_NODENAME": "n1", "SLURM_CPUS_PER_TASK": "3",
+    "SLURM_MEM_PER_CPU": "1000", "SLURM_RESTART_COUNT": "2", "CUDA_VISIBLE_DEVICES": "0,1",
+}  # fmt: skip
+
+
+def test_resources_are_those_of_the_allocation():
+    expected = Allocation(job="1234-2", rank=1, node="n1", cpus=3, gpus=2, memory_mib=3000)
+    assert Allocation.of(SLURM) == expected
+    assert Allocation.of({**SLURM, "SLURM_MEM_PER_NODE": "512"}).memory_mib == 512
+    with pytest.raises(UsageError, match=r"slurm/ray\.sbatch"):
+        Allocation.of({})
+
+
+def test_workers_inherit_nothing_of_slurm_and_no_stale_address():
+    kept = without_slurm(
+        {**SLURM, "PATH": "p", "RAY_ADDRESS": "old", "ROCR_VISIBLE_DEVICES": "0", "PMIX_RANK": "1"}
+    )
+    assert kept == {"PATH": "p", "CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_a_block_of_ports_that_is_in_use_is_passed_over():
+    one = Allocation.of(SLURM)
+    first = free_ports(one, "127.0.0.1")
+    assert 20000 <= first <= 60000 - PORTS
+    with socket.socket() as taken:
+        taken.bind(("", first + 3))
+        taken.listen()
+        assert abs(free_ports(one, "127.0.0.1") - first) >= PORTS
+    other = free_ports(Allocation.of({**SLURM, "SLURM_PROCID": "0"}), "127.0.0.1")
+    assert abs(other - first) >= PORTS
+
+
+def test_head_and_node_are_started_within_the_allocation(tmp_path):
+    one = Allocation.of(SLURM)
+    head = start_command(one, "10.0.0.1", 21000, tmp_path, None)
+    node = start_command(one, "10.0.0.2", 22000, tmp_path, "10.0.0.1:21000")
+    for words in (head, node):
+        assert {"--num-cpus=3", "--num-gpus=2", "--block"} <= {*words}
+        store, memory = (
+            int(next(word for word in words if word.startswith(f"--{name}=")).partition("=")[2])
+            for name in ("object-store-memory", "memory")
+        )
+        assert store + memory == 3000 << 20
+    assert {"--head", "--port=21000", "--include-dashboard=false"} <= {*head}
+    assert "--address=10.0.0.1:21000" in node
+    assert "--head" not in node
+
+
+def test_the_driver_takes_over_what_the_run_says_of_stacks(tmp_path):
+    cluster = {
+        "_target_": "x",
+        "nodes": 2,
+        "num_workers": None,
+        "members_per_stack": 3,
+        "gpus_per_stack": 0.5,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cluster": cluster}))
+    words = driver_command(RunDir(tmp_path), "10.0.0.1:6379")
+    assert words[3:] == [
+        "train", f"resume={tmp_path}", "cluster=ray_cluster", "cluster.address=10.0.0.1:6379",
+        "cluster.num_workers=null", "cluster.members_per_stack=3", "cluster.gpus_per_stack=0.5",
+    ]  # fmt: skip
+
+
+def test_a_folder_too_long_for_sockets_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(UsageError, match=r"BDL_RAY_TMP=.*is too long for Ray's sockets"):
+        Step(RunDir(tmp_path), Allocation.of(SLURM), {**SLURM, "BDL_RAY_TMP": "/tmp/" + "x" * 40})
+
+
+def test_the_token_is_for_the_owner_only_and_others_learn_of_a_failed_head(tmp_path, monkeypatch):
+    lead = Step(RunDir(tmp_path), Allocation.of({**SLURM, "SLURM_PROCID": "0"}), SLURM)
+    lead._publish({"address": "a:1", "token": "t"})
+    (meeting,) = Path(tmp_path, "slurm").iterdir()
+    assert meeting.stat().st_mode & 0o777 == 0o600
+    lead._publish({})
+    monkeypatch.setattr(ray_step, "START_S", 5.0)
+    assert Step(RunDir(tmp_path), Allocation.of(SLURM), SLURM)._join() == 1
