@@ -3,10 +3,8 @@
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,6 +13,7 @@ from bdl_train.build import allowed_packages
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed._ray_loop import RayLoop
 from bdl_train.distributed.ray_local import QUIET
+from bdl_train.distributed.ray_token import token_of
 from bdl_train.distributed.shared_folder import require_shared
 from bdl_train.errors import UsageError
 from bdl_train.training.prepared import StackTask
@@ -126,26 +125,16 @@ class RayCluster(Launcher):
         return ray
 
     def _take_token(self) -> None:
-        if self.token_file is not None:
-            path = Path(self.token_file).expanduser()
-            try:
-                if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                    raise UsageError(
-                        f"cluster.token_file={path} can be read by others: chmod 600 it, and give the cluster another "
-                        "token."
-                    )
-                os.environ["RAY_AUTH_TOKEN"] = path.read_text().strip()
-            except OSError as error:
-                raise UsageError(f"cluster.token_file={path} cannot be read: {error.strerror}.") from error
         if os.environ.get("RAY_AUTH_MODE") == "disabled":
             log.warning("RAY_AUTH_MODE=disabled: whoever reaches this Ray can run code on its nodes")
             return
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not os.environ.get("RAY_AUTH_TOKEN"):
+        token = token_of(self.token_file)
+        if token is None:
             raise UsageError(
                 f"The Ray at cluster.address={self.address} asks for its token: set RAY_AUTH_TOKEN in the environment, "
                 "or cluster.token_file."
             )
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
 
     def _knock(self) -> None:
         host, colon, port = self.address.rpartition(":")

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bdl_train.distributed.driver_command import driver_command
 from bdl_train.errors import Exit, RunFailedError, UsageError, guarded
 from bdl_train.runs import RunDir
 
@@ -40,15 +39,6 @@ HEALTH = {
     "health_check_timeout_ms": 2000,
     "health_check_initial_delay_ms": 0,
 }
-PLANNED = (
-    "num_workers",
-    "members_per_stack",
-    "cpus_per_stack",
-    "gpus_per_stack",
-    "ranks_per_stack",
-    "max_retries",
-)
-"""Keys of any `cluster` choice that the driver's own choice takes over."""
 DEAF_TO = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -171,16 +161,6 @@ def start_command(
     return words
 
 
-def driver_command(run: RunDir, address: str) -> list[str]:
-    """`bdl train` on this cluster, with what the run's own `cluster` group says of stacks."""
-    stored = yaml.safe_load(run.config.read_text())["cluster"]
-    kept = [
-        f"cluster.{key}={'null' if stored[key] is None else stored[key]}" for key in PLANNED if key in stored
-    ]
-    words = ["train", f"resume={run.path}", "cluster=ray_cluster", f"cluster.address={address}", *kept]
-    return [sys.executable, "-m", "bdl_train", *words]
-
-
 class Step:
     """This node's part of the cluster, from start to end.
 
@@ -241,7 +221,7 @@ class Step:
             self._meeting.unlink(missing_ok=True)
 
     def _drive(self, head: str) -> int:
-        driver = subprocess.Popen(driver_command(self._run, head), env=self._environment)
+        driver = subprocess.Popen(driver_command(self._run, head, sys.executable), env=self._environment)
         # Slurm sends a signal to every process of a step, so the driver has it already.
         lost_at: float | None = None
         while (status := driver.poll()) is None:

@@ -4,14 +4,12 @@ import socket
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bdl_train.distributed import ray_step
 from bdl_train.distributed.ray_step import (
     PORTS,
     Allocation,
     Step,
-    driver_command,
     free_ports,
     start_command,
     without_slurm,
@@ -66,22 +64,6 @@ def test_head_and_node_are_started_within_the_allocation(tmp_path):
     assert {"--head", "--port=21000", "--include-dashboard=false"} <= {*head}
     assert "--address=10.0.0.1:21000" in node
     assert "--head" not in node
-
-
-def test_the_driver_takes_over_what_the_run_says_of_stacks(tmp_path):
-    cluster = {
-        "_target_": "x",
-        "nodes": 2,
-        "num_workers": None,
-        "members_per_stack": 3,
-        "gpus_per_stack": 0.5,
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cluster": cluster}))
-    words = driver_command(RunDir(tmp_path), "10.0.0.1:6379")
-    assert words[3:] == [
-        "train", f"resume={tmp_path}", "cluster=ray_cluster", "cluster.address=10.0.0.1:6379",
-        "cluster.num_workers=null", "cluster.members_per_stack=3", "cluster.gpus_per_stack=0.5",
-    ]  # fmt: skip
 
 
 def test_a_folder_too_long_for_sockets_is_refused_with_the_way_out(tmp_path):
