@@ -46,6 +46,7 @@ def test_every_package_folder_is_listed():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bdl_train").rglob("*.py")}
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "__pycache__"}
     folders |= {Path("bdl_train/conf"), *(Path("bdl_train/conf", group) for group in groups)}
+    folders |= {Path("bdl_train/slurm")}
     assert PROJECT["tool"]["setuptools"]["packages"] == sorted(".".join(folder.parts) for folder in folders)
 
 
@@ -53,7 +54,7 @@ def test_every_package_folder_is_listed():
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of this tree, built from a copy: what an earlier build left in `build/` would slip in."""
     copy = tmp_path_factory.mktemp("tree")
-    for name in ("bdl_train", "conf"):
+    for name in ("bdl_train", "conf", "slurm"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -66,7 +67,9 @@ def test_the_wheel_holds_every_module_and_every_config_and_nothing_else(wheel: z
     modules = {path.relative_to(ROOT) for path in (ROOT / "bdl_train").rglob("*.py")}
     configs = {"bdl_train" / path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*.yaml")}
     expected = {path.as_posix() for path in modules | configs}
-    expected |= {"bdl_train/py.typed", "bdl_train/conf/__init__.py"}
+    expected |= {"bdl_train/py.typed", "bdl_train/conf/__init__.py", "bdl_train/slurm/__init__.py"}
+    expected |= {f"bdl_train/slurm/{path.name}" for path in (ROOT / "slurm").glob("*.sbatch")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("bdl_train/**/static/*")}
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert files == expected
     assert len(configs) > 30

@@ -73,7 +73,7 @@ def test_halves_train_on_to_the_weights_of_the_whole(method, train, bdl, monkeyp
 
     def end(self, trainer, pl_module, *args):
         if pl_module.state.step == 41:
-            self._stop_file.touch()
+            self._stop_files[0].touch()
         return true_end(self, trainer, pl_module, *args)
 
     with monkeypatch.context() as patch:

@@ -1,0 +1,119 @@
+"""The pages in a real browser: headless Chromium, driven over its DevTools by Selenium."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from bdl_train.runs import EventWriter, RunDir, write_json
+
+pytestmark = [pytest.mark.ci, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromium-driver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield made
+    made.quit()
+
+
+def until(browser: Any, script: str) -> Any:
+    end = time.monotonic() + 60
+    while not (found := browser.execute_script(f"return {script}")):
+        assert time.monotonic() < end, browser.page_source[-3000:]
+        time.sleep(0.1)
+    return found
+
+
+def complaints(browser: Any) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def test_list_run_and_comparison_show_what_there_is(browser, serve, runs_root, class_run, number_run):
+    browser.set_window_size(1280, 900)
+    with serve(runs_root) as server:
+        browser.get(server.url)
+        until(browser, "document.querySelectorAll('#rows tr').length == 2")
+        browser.execute_script("document.querySelectorAll('#rows input').forEach((box) => box.click())")
+        browser.execute_script("document.getElementById('compare').click()")
+        until(browser, "document.querySelectorAll('#compared tbody tr').length > 5")
+        for run, figures in ((class_run, 3), (number_run, 4)):
+            browser.get(f"{server.url}#/run/{quote(f'{run.path.parent.name}/{run.path.name}', safe='')}")
+            until(browser, f"document.querySelectorAll('main svg').length == {figures}")
+            assert browser.execute_script("return document.querySelectorAll('.tile.done').length") == 2
+            assert browser.execute_script("return document.querySelectorAll('#metrics tr').length") > 5
+        browser.execute_script("document.querySelector('.tile').click()")
+        until(browser, "document.querySelectorAll('svg .thin').length == 2")
+        assert complaints(browser) == []
+        origin = server.url.rstrip("/")
+        asked = browser.execute_script(
+            "return performance.getEntriesByType('resource').map((one) => one.name)"
+        )
+        assert asked
+        assert all(one.startswith(origin) or one.startswith("data:") for one in asked)
+
+
+def test_a_phone_needs_no_sideways_scrolling(browser, serve, runs_root, class_run):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    try:
+        with serve(runs_root) as server:
+            for page in ("", f"#/run/{quote(f'breast_cancer/{class_run.path.name}', safe='')}"):
+                browser.get(server.url + page)
+                until(browser, "document.querySelectorAll('main table').length > 0")
+                assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_running_run_grows_on_the_page_and_its_names_are_no_markup(
+    browser, serve, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(RunDir, "status", lambda self: "running")
+    run = RunDir(tmp_path / "<img src=x onerror=alert(1)>" / "20260101-000000-abcdef")
+    run.path.mkdir(parents=True)
+    run.config.write_text("a: <script>alert(2)</script>\n")
+    write_json(
+        run.plan, {"stacks": [{"id": "000", "members": [0, 1]}], "reasons": ["<b>why</b>"], "num_workers": 1}
+    )
+    writer = EventWriter(run.stack("000") / "events.jsonl")
+
+    def report(step: int) -> None:
+        writer.write("train/nll", [(0, 1 / step), (1, 2 / step)], step=step)
+        writer.flush()
+
+    report(1)
+    with serve(tmp_path) as server:
+        browser.get(f"{server.url}#/run/{quote(f'{run.path.parent.name}/{run.path.name}', safe='')}")
+        until(browser, "document.querySelectorAll('.tile').length == 2")
+        before = browser.execute_script(
+            "return document.querySelector('svg .mark').getAttribute('points').split(' ').length"
+        )
+        threading.Timer(0.5, lambda: [report(step) for step in range(2, 6)]).start()
+        until(
+            browser,
+            f"document.querySelector('svg .mark').getAttribute('points').split(' ').length == {before + 4}",
+        )
+        assert (
+            browser.execute_script("return document.querySelectorAll('main img, main script, main b').length")
+            == 0
+        )
+        assert complaints(browser) == []
+    writer.close()
