@@ -134,6 +134,10 @@ class RunDir:
         return "queued" if self.submission.is_file() and not began else "interrupted"
 
 
+KEEP_STOP = "BDL_KEEP_STOP"
+"""Environment variable, not empty: a stop file that is there when the driver starts is meant for it, and stands."""
+
+
 def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and ((path / "plan.json").is_file() or (path / "stacks").is_dir())
 

@@ -3,9 +3,11 @@
 #
 #     minislurm.sh install         its Debian packages (root; no service is started)
 #     minislurm.sh start DIR [NODES] [CPUS]      everything below DIR, nothing in /etc; as root or a plain user
+#     minislurm.sh env DIR         prints what its clients need: eval "$(minislurm.sh env DIR)"
+#     minislurm.sh status DIR      nodes and jobs
 #     minislurm.sh stop DIR        ends the daemons that `start` started, by pid
 #
-# Clients need SLURM_CONF=DIR/slurm.conf. Each node has 2 GPUs that are links to /dev/null: Slurm sets
+# Each node has 2 GPUs that are links to /dev/null: Slurm sets
 # CUDA_VISIBLE_DEVICES for them, nothing more. Without cgroups: memory and CPUs are booked, not enforced.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -127,9 +129,11 @@ stop() { # DIR
 case ${1:-} in
     install) install_packages ;;
     start) start "${@:2}" ;;
+    env) echo "export SLURM_CONF=$(cd "$2" && pwd)/slurm.conf" ;;
+    status) SLURM_CONF=$2/slurm.conf sinfo --Node --long && SLURM_CONF=$2/slurm.conf squeue ;;
     stop) stop "$2" ;;
     *)
-        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

@@ -23,7 +23,7 @@ from typing import Any
 
 from bdl_train.distributed.driver_command import driver_command
 from bdl_train.errors import Exit, RunFailedError, UsageError, guarded
-from bdl_train.runs import RunDir
+from bdl_train.runs import KEEP_STOP, RunDir
 
 START_S = 180.0
 """For the head to start, and for the others to find it."""
@@ -81,7 +81,8 @@ class Allocation:
             node=environment.get("SLURMD_NODENAME", socket.gethostname()),
             cpus=cpus,
             gpus=len(visible) if visible else int(environment.get("SLURM_GPUS_ON_NODE") or 0),
-            memory_mib=int(memory) if memory else int(per_cpu) * cpus if per_cpu else None,
+            # --mem=0 means all of the node.
+            memory_mib=int(memory or 0) or int(per_cpu or 0) * cpus or None,
         )
 
 
@@ -145,7 +146,7 @@ def start_command(
     }  # fmt: skip
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     words += ["--log-color=false", f"--node-ip-address={address}"]
-    words += [f"--num-cpus={allocation.cpus}", f"--num-gpus={allocation.gpus}"]
+    words += [f"--num-cpus={allocation.cpus}", f"--num-gpus={allocation.gpus}", f"--temp-dir={folder}"]
     words += [f"--{name}={port}" for name, port in ports.items()]
     if allocation.memory_mib is not None:
         store = max(80 << 20, int(allocation.memory_mib * (1 << 20) * 0.3))
@@ -157,7 +158,7 @@ def start_command(
         f"--port={base}",
         f"--dashboard-port={base + 2}",
     ]
-    words += ["--include-dashboard=false", f"--temp-dir={folder}", f"--system-config={json.dumps(HEALTH)}"]
+    words += ["--include-dashboard=false", f"--system-config={json.dumps(HEALTH)}"]
     return words
 
 
@@ -188,6 +189,7 @@ class Step:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_AUTH_MODE": "token",
             "BDL_NODE": allocation.node,
+            KEEP_STOP: "1",  # the job's script may be asked to stop while Ray starts
             # On SIGTERM a node hands its work over for so long; of the head nobody could take it.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0" if allocation.rank == 0 else "15",
         }
@@ -198,7 +200,13 @@ class Step:
         shutil.rmtree(self._folder, ignore_errors=True)  # of an earlier start of this very job
         self._folder.mkdir(mode=0o700)
         try:
-            return self._lead() if self._allocation.rank == 0 else self._join()
+            if self._allocation.rank == 0:
+                return self._lead()
+            try:
+                return self._join()
+            except RunFailedError as error:  # a node less; the driver's status is the job's
+                print(f"ray step: {error}", file=sys.stderr)
+                return 0
         finally:
             self._end_ray()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -221,6 +229,9 @@ class Step:
             self._meeting.unlink(missing_ok=True)
 
     def _drive(self, head: str) -> int:
+        if self._run.stop_file.exists():
+            print("asked to stop before training began", flush=True)
+            return Exit.STOPPED
         driver = subprocess.Popen(driver_command(self._run, head, sys.executable), env=self._environment)
         # Slurm sends a signal to every process of a step, so the driver has it already.
         lost_at: float | None = None
@@ -247,6 +258,10 @@ class Step:
         while self._ray.poll() is None and misses < 3:
             misses = 0 if _answers(host, int(port)) else misses + 1
             time.sleep(1)
+        if misses == 0:  # Ray ended, the head did not: the others go on, and the driver's status is the job's
+            print(
+                f"On {self._allocation.node} Ray ended before the run did.\n{self._said()}", file=sys.stderr
+            )
         return 0
 
     def _publish(self, where: Mapping[str, str]) -> None:
@@ -275,10 +290,12 @@ class Step:
         while not condition():
             gone = self._ray is not None and self._ray.poll() is not None
             if gone or time.monotonic() > end:
-                log = self._folder / "start.log"
-                said = log.read_text(errors="replace")[-2000:] if log.is_file() else ""
-                raise RunFailedError(f"On {self._allocation.node}: {otherwise}.\n{said}")
+                raise RunFailedError(f"On {self._allocation.node}: {otherwise}.\n{self._said()}")
             time.sleep(0.2)
+
+    def _said(self) -> str:
+        log = self._folder / "start.log"
+        return log.read_text(errors="replace")[-2000:] if log.is_file() else ""
 
     def _end_ray(self) -> None:
         if self._ray is None:

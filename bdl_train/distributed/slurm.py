@@ -2,6 +2,7 @@
 
 import importlib.resources
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -82,12 +83,11 @@ class Slurm(Submitter):
         return Resources.of_nodes([(self.cpus_per_node, self.gpus_per_node)] * self.nodes)
 
     def submit(self, run: RunDir) -> Submission:
-        for program in ("sbatch", "squeue"):
-            if shutil.which(program) is None:
-                raise UsageError(
-                    f"cluster=slurm needs Slurm's {program}, which is not on the PATH of this machine: log in to a "
-                    "node that submits jobs, or train here with `bdl train`."
-                )
+        if shutil.which("sbatch") is None:
+            raise UsageError(
+                "cluster=slurm needs Slurm's sbatch, which is not on the PATH of this machine: log in to a node that "
+                "submits jobs, or train here with `bdl train`."
+            )
         self._warn_of_short_limit(run)
         folder = run.path.absolute() / FOLDER
         write_bytes(folder / "site.sh", self.site_script().encode())
@@ -120,14 +120,22 @@ class Slurm(Submitter):
         left = [
             i for i, one in enumerate(stacks) if not (run / "stacks" / one["id"] / "result.json").is_file()
         ]
+        collect = ["--ntasks=1", f"--output={folder}/collect.log", *self._common(0)]
+        if not left:  # an earlier array trained them all
+            return Submission(
+                "slurm", (_sbatch(collect, folder, "collect.sbatch", run),), f"{FOLDER}/collect.log"
+            )
         gpus = 1 if self.gpus_per_stack > 0 else 0
         options = [f"--array={_ranges(left)}%{self.num_workers or self.nodes}", "--ntasks=1"]
         options += [f"--cpus-per-task={self.cpus_per_stack}", f"--output={folder}/stack-%a.log"]
         options.append(f"--signal=B:USR1@{self.signal_s}")
         array = _sbatch([*options, *self._common(gpus)], folder, "array.sbatch", run)
-        options = [f"--dependency=afterany:{array}", "--ntasks=1", f"--output={folder}/collect.log"]
-        collect = _sbatch([*options, *self._common(0)], folder, "collect.sbatch", run)
-        return Submission("slurm", (array, collect), f"{FOLDER}/collect.log")
+        try:
+            last = _sbatch([f"--dependency=afterany:{array}", *collect], folder, "collect.sbatch", run)
+        except UsageError:
+            _said(["scancel", array])  # nobody would join what it trains
+            raise
+        return Submission("slurm", (array, last), f"{FOLDER}/collect.log")
 
     def _common(self, gpus: int) -> list[str]:
         given = {
@@ -182,9 +190,16 @@ def _sbatch(options: Sequence[str], folder: Path, template: str, run: Path) -> s
     """
     script = folder / template
     write_bytes(script, (importlib.resources.files("bdl_train.slurm") / template).read_bytes())
+    # Of a shell that is itself in a job; they would stand for options that nobody gave.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "SLURMD_")) or name in ("SLURM_CONF", "SLURM_CLUSTERS")
+    }
     done = subprocess.run(
-        ["sbatch", "--parsable", *options, str(script), str(run)], capture_output=True, text=True
-    )
+        ["sbatch", "--parsable", *options, str(script), str(run)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
     job = re.match(r"\d+", done.stdout)
     if done.returncode != 0 or job is None:
         words = (done.stderr.strip() or done.stdout.strip()).removeprefix("sbatch: error: ")
@@ -201,7 +216,8 @@ _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD
 def state_of(submission: Mapping[str, Any]) -> str:
     """`queued`, `running`, `ended`, or `unknown`, from whichever of squeue, sacct and scontrol knows the jobs.
 
-    A site may have no accounting (no sacct), and squeue forgets a job minutes after its end.
+    A site may have no accounting (no sacct), and Slurm itself forgets a job minutes after its end: one that squeue
+    does not list, and that nobody remembers, has ended.
     """
     ids = [str(one) for one in submission.get("ids", ()) if re.fullmatch(r"\d+", str(one))]
     if not ids:
@@ -218,7 +234,9 @@ def state_of(submission: Mapping[str, Any]) -> str:
     states = []
     for one in ids:
         states += re.findall(r"JobState=(\w+)", _said(["scontrol", "--oneliner", "show", "job", one]) or "")
-    return _joined(states) if states else "unknown"
+    if states:
+        return _joined(states)
+    return "ended" if _said(["squeue", "--noheader", "--me", "--format=%T"]) is not None else "unknown"
 
 
 def _said(words: Sequence[str]) -> str | None:

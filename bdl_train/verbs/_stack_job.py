@@ -24,8 +24,6 @@ MEANING = {"stopped": Exit.STOPPED, "failed": Exit.FAILED}
 def train_one(run: RunDir, number: int) -> Exit:
     """Train the stack with this number, and what its result asks for."""
     config = read_config(run)
-    data = load_data(config)
-    check_unchanged(run, inputs_of(config, data))
     stacks = Plan.from_json(read_json(run.plan), config["num_members"]).stacks
     if not 0 <= number < len(stacks):
         raise UsageError(f"the plan of {run.path} has the stacks 0 to {len(stacks) - 1}, got {number}.")
@@ -39,6 +37,8 @@ def train_one(run: RunDir, number: int) -> Exit:
 
     for number_of_signal in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number_of_signal, stop)
+    data = load_data(config)
+    check_unchanged(run, inputs_of(config, data))
     inline = Inline(members_per_stack=None, cpus_per_stack=task.cpus, gpus_per_stack=task.gpus)
     results = inline.launch([task], Job(config, data, run), lambda: None)
     for stack, result in results.items():

@@ -20,11 +20,12 @@ from bdl_train.config import Options, override_key
 from bdl_train.distributed import Cluster, Submission, Submitter
 from bdl_train.distributed.queues import state_of
 from bdl_train.errors import Exit, UsageError
-from bdl_train.runs import RunDir, lock_is_held, write_json
+from bdl_train.runs import RunDir, lock_is_held, read_json, write_json
 from bdl_train.verbs._resume import check_unchanged, resumed_config
-from bdl_train.verbs.train import checked, new_run
+from bdl_train.verbs.train import checked, new_run, remove_untrained
 
 POLL_S = 1.0
+ACTIVE = ("queued", "running")
 STATUS = {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}
 
 
@@ -40,13 +41,24 @@ def run(config: dict[str, Any], options: Options) -> Exit:
             f"cluster={name} has no queue: use `bdl train cluster={name}`, or cluster=slurm here."
         )
     run_dir = _prepared(config, options, cluster)
-    submission = cluster.submit(run_dir)
+    try:
+        submission = cluster.submit(run_dir)
+    except UsageError:
+        if config["resume"] is None:
+            remove_untrained(run_dir)
+        raise
     write_json(run_dir.submission, {**asdict(submission), "submitted": time.time()})
     print(
         f"job {', '.join(submission.ids)}: `bdl runs` shows its state, its log is {run_dir.path / submission.log}"
     )
     print(f"run: {run_dir.path}")
-    return _follow(run_dir, submission) if follow else Exit.DONE
+    if not follow:
+        return Exit.DONE
+    try:
+        return _follow(run_dir, submission)
+    except KeyboardInterrupt:
+        print("\nno longer followed; the job goes on", file=sys.stderr)
+        raise
 
 
 def _prepared(config: dict[str, Any], options: Options, cluster: Submitter) -> RunDir:
@@ -65,6 +77,12 @@ def _prepared(config: dict[str, Any], options: Options, cluster: Submitter) -> R
         raise UsageError(
             f"resume={run_dir.path} is in use by another process: wait for it, or stop it first."
         )
+    if (
+        run_dir.submission.is_file()
+        and (state := state_of(earlier := read_json(run_dir.submission))) in ACTIVE
+    ):
+        jobs = ", ".join(earlier["ids"])
+        raise UsageError(f"resume={run_dir.path} is submitted already: job {jobs} is {state}.")
     check_unchanged(run_dir, checked(settled, cluster).inputs)
     run_dir.stop_file.unlink(missing_ok=True)
     return run_dir

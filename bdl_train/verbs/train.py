@@ -36,7 +36,7 @@ from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, locked, read_json, sha256, write_bytes, write_json
+from bdl_train.runs import KEEP_STOP, RunDir, locked, read_json, sha256, write_bytes, write_json
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
 from bdl_train.training.problem import Recipe
@@ -162,7 +162,7 @@ def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | No
         with _full_disk_said(run_dir), locked(run_dir):
             return _carry_out(run_dir, work, work.plan, launcher)
     except UsageError:
-        _remove_untrained(run_dir)
+        remove_untrained(run_dir)
         raise
 
 
@@ -203,7 +203,7 @@ def new_run(work: Work) -> RunDir:
         _write_config(run_dir, work.config)
         write_json(run_dir.plan, {**work.plan.to_json(work.settings.seed), "inputs": work.inputs})
     except UsageError:
-        _remove_untrained(run_dir)
+        remove_untrained(run_dir)
         raise
     return run_dir
 
@@ -228,7 +228,8 @@ def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher) 
         from bdl_train.evaluation.prior_check import check_prior
 
         check_prior(run_dir, work.recipe, work.data)
-    for stop_file in (run_dir.stop_file, *run_dir.path.glob(f"stacks/*/{run_dir.stop_file.name}")):
+    old = run_dir.path.glob(f"stacks/*/{run_dir.stop_file.name}")
+    for stop_file in (*([] if os.environ.get(KEEP_STOP) else [run_dir.stop_file]), *old):
         stop_file.unlink(missing_ok=True)
     follower = Follower(
         run_dir, [Progress({task.id: len(task.members) for task in the_plan.stacks}), work.tracker]
@@ -359,7 +360,7 @@ def _write_config(run_dir: RunDir, config: Mapping[str, Any]) -> None:
     write_bytes(run_dir.config, yaml.safe_dump(_stored(config), sort_keys=False, allow_unicode=True).encode())
 
 
-def _remove_untrained(run_dir: RunDir) -> None:
+def remove_untrained(run_dir: RunDir) -> None:
     """A run that was refused before any member was trained leaves nothing behind."""
     if not any(run_dir.posterior.glob("*")) and not any(run_dir.path.glob("stacks/*/checkpoint.pt")):
         shutil.rmtree(run_dir.path, ignore_errors=True)

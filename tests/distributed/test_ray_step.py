@@ -27,6 +27,8 @@ def test_resources_are_those_of_the_allocation():
     expected = Allocation(job="1234-2", rank=1, node="n1", cpus=3, gpus=2, memory_mib=3000)
     assert Allocation.of(SLURM) == expected
     assert Allocation.of({**SLURM, "SLURM_MEM_PER_NODE": "512"}).memory_mib == 512
+    # sbatch --mem=0: all memory of the node.
+    assert Allocation.of({**SLURM, "SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": ""}).memory_mib is None
     with pytest.raises(UsageError, match=r"slurm/ray\.sbatch"):
         Allocation.of({})
 
@@ -55,6 +57,8 @@ def test_head_and_node_are_started_within_the_allocation(tmp_path):
     head = start_command(one, "10.0.0.1", 21000, tmp_path, None)
     node = start_command(one, "10.0.0.2", 22000, tmp_path, "10.0.0.1:21000")
     for words in (head, node):
+        # Without it a node would leave its files in the head's folder, where nobody removes them.
+        assert f"--temp-dir={tmp_path}" in words
         assert {"--num-cpus=3", "--num-gpus=2", "--block"} <= {*words}
         store, memory = (
             int(next(word for word in words if word.startswith(f"--{name}=")).partition("=")[2])
@@ -79,3 +83,17 @@ def test_the_token_is_for_the_owner_only_and_others_learn_of_a_failed_head(tmp_p
     lead._publish({})
     monkeypatch.setattr(ray_step, "START_S", 5.0)
     assert Step(RunDir(tmp_path), Allocation.of(SLURM), SLURM)._join() == 1
+
+
+def test_a_stop_that_came_while_ray_started_is_heard(tmp_path, monkeypatch, capsys):
+    run = RunDir(tmp_path)
+    run.stop_file.touch()
+    monkeypatch.setattr(ray_step.subprocess, "Popen", lambda *words, **more: pytest.fail("a driver started"))
+    assert Step(run, Allocation.of({**SLURM, "SLURM_PROCID": "0"}), SLURM)._drive("a:1") == 75
+    assert "asked to stop before training began" in capsys.readouterr().out
+
+
+def test_a_node_that_cannot_join_leaves_the_status_to_the_driver(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ray_step, "START_S", 0.3)
+    assert Step(RunDir(tmp_path), Allocation.of(SLURM), SLURM)() == 0
+    assert "On n1: the head did not say where it is" in capsys.readouterr().err

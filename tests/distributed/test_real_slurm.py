@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from bdl_train.distributed import slurm as slurm_module
 from bdl_train.runs import RunDir, find_runs, read_json
 
-pytestmark = [pytest.mark.ci, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.slurm,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.timeout(900),  # several starts of Ray, on a machine that may be busy
+]
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "minislurm.sh"
 WORDS = ("inference=deep_ensemble", "inference.patience=null", "num_members=4", "cluster.members_per_stack=1")
@@ -84,12 +90,17 @@ def hashes(run: RunDir) -> list[str]:
 
 
 def test_a_preempted_run_is_queued_again_and_ends_with_the_same_bits(slurm, bdl, train):
-    words = (*WORDS, "trainer.max_epochs=300")
+    words = (*WORDS, "trainer.max_epochs=150")
     (job,), run = submitted(bdl("submit", *words, "cluster.nodes=2", "cluster.cpus_per_node=1"))
     both = {"n0", "n1"}
     until(lambda: {one["value"]["node"] for one in events(run, "started")} == both, "both nodes train", run)
     until(lambda: any(one["step"] > 500 for one in events(run, "progress")), "500 steps", run)
     assert "  running  " in bdl("runs").out
+    # With SLURM_PROCID=1 Lightning would take the second node's members for another rank, and write nothing.
+    for one in events(run, "started"):
+        inherited = Path(f"/proc/{one['value']['pid']}/environ").read_bytes().split(b"\0")
+        assert b"RAY_AUTH_MODE=token" in inherited
+        assert not [word for word in inherited if word.startswith((b"SLURM", b"SRUN"))]
     # A job that may take its nodes away: Slurm warns the batch script, and waits for the grace time.
     urgent = ask(
         "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"
@@ -111,7 +122,7 @@ def test_a_preempted_run_is_queued_again_and_ends_with_the_same_bits(slurm, bdl,
     )
     assert events(run, "stopped")
     assert hashes(run) == hashes(train(*words[:2], "num_members=4", "cluster.members_per_stack=1",
-                                       "data.batch_size=8", "trainer.max_epochs=300").run)  # fmt: skip
+                                       "data.batch_size=8", "trainer.max_epochs=150").run)  # fmt: skip
     # The second node's members told as much as the first's, and nothing is left behind.
     told = {
         path.parent.name for path in run.path.glob("stacks/*/events.jsonl") if '"val/nll"' in path.read_text()
@@ -147,7 +158,7 @@ def test_two_jobs_of_one_user_share_a_node(slurm, bdl):
 
 
 def test_an_array_loses_one_stack_requeues_another_and_joins_the_rest(slurm, bdl, train):
-    words = (*WORDS, "num_members=3", "trainer.max_epochs=400")
+    words = (*WORDS, "num_members=3", "trainer.max_epochs=200")
     array_words = (
         "cluster.shape=array",
         "cluster.nodes=3",
@@ -179,11 +190,37 @@ def test_an_array_loses_one_stack_requeues_another_and_joins_the_rest(slurm, bdl
     assert [one["status"] for one in manifest["members"]] == ["done", "done", "failed"]
     assert "ExitCode=3:0" in ask("scontrol", "--oneliner", "show", "job", collect)
     whole = read_json(train(*WORDS[:2], "num_members=3", "cluster.members_per_stack=1", "data.batch_size=8",
-                            "trainer.max_epochs=400").run.manifest)["members"]  # fmt: skip
+                            "trainer.max_epochs=200").run.manifest)["members"]  # fmt: skip
     assert [one["sha256"] for one in manifest["members"][:2]] == [one["sha256"] for one in whole[:2]]
     # What was lost is trained later, by anything.
     assert bdl("train", f"resume={run.path}", "cluster=inline").status == 0
     assert hashes(run) == [one["sha256"] for one in whole]
+
+
+@pytest.mark.parametrize("shape", ["ray", "array"])
+def test_a_cancelled_run_stays_away_until_it_is_submitted_again(shape, slurm, bdl):
+    words = (*WORDS, "num_members=1", "trainer.max_epochs=20000", f"cluster.shape={shape}")
+    jobs, run = submitted(bdl("submit", *words, "cluster.cpus_per_node=1"))
+    until(lambda: events(run, "progress"), "it trains", run)
+    again = bdl("submit", f"resume={run.path}", "cluster.cpus_per_node=1")
+    assert again.status == 2
+    assert " is running" in again.err or "in use by another process" in again.err
+    ask("scancel", *jobs)
+    # The step is asked to stop as when a job is preempted, but nobody wants this one back.
+    until(lambda: not ask("squeue", "-h", f"--jobs={','.join(jobs)}"), "it has left the queue", run)
+    assert state(jobs[0]) == "CANCELLED"
+    assert "Restarts=0" in ask("scontrol", "--oneliner", "show", "job", jobs[0])
+    assert "  interrupted  " in bdl("runs").out
+
+
+def test_a_run_that_is_asked_to_stop_while_ray_starts_is_queued_again(slurm, bdl):
+    (job,), run = submitted(bdl("submit", *WORDS, "num_members=1", "cluster.cpus_per_node=1"))
+    until(lambda: state(job) == "RUNNING" and (run.path / "slurm" / "job.log").is_file(), "it runs", run)
+    until(lambda: "start 0" in (run.path / "slurm" / "job.log").read_text(), "its script waits", run)
+    ask("scancel", "--batch", "--signal=USR1", job)
+    until(lambda: state(job) == "PENDING", "queued again", run)
+    assert events(run, "progress") == []
+    ask("scancel", job)
 
 
 def test_follow_shows_the_log_and_ends_with_the_runs_status(slurm, bdl):
@@ -196,3 +233,6 @@ def test_follow_shows_the_log_and_ends_with_the_runs_status(slurm, bdl):
     assert refused.status == 2
     assert "sbatch refuses the job" in refused.err
     assert "partition" in refused.err
+    # A job that Slurm forgot long ago: squeue answers, and does not know it.
+    assert slurm_module.state_of({"ids": ["99999"]}) == "ended"
+    assert slurm_module.state_of({"ids": ["99998", "99999"]}) == "ended"

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bdl_train.build import build
 from bdl_train.distributed import Resources, Submitter
@@ -106,6 +107,70 @@ def test_slurms_own_words_and_a_missing_slurm_are_wrong_usage(programs, bdl, mon
     said = bdl("submit", *TINY)
     assert said.status == 2
     assert "needs Slurm's sbatch" in said.err
+    assert find_runs("runs") == []
+
+
+def test_an_array_that_nobody_would_join_is_taken_back(programs, bdl):
+    programs.add("scancel")
+    path = programs.folder / "sbatch"
+    programs.add("sbatch", "77")
+    # The second job is refused.
+    refusing = 'case "$*" in *collect.sbatch*) echo "sbatch: error: too many jobs" >&2; exit 1;; esac'
+    path.write_text(path.read_text().replace("#!/bin/sh", f"#!/bin/sh\n{refusing}"))
+    said = bdl("submit", *TINY, "cluster.shape=array")
+    assert said.status == 2
+    assert "sbatch refuses the job: too many jobs" in said.err
+    assert programs.calls("scancel") == [["77"]]
+    assert find_runs("runs") == []
+
+
+def test_stacks_that_all_have_results_are_only_joined(programs, bdl):
+    programs.add("sbatch", "77")
+    assert bdl("submit", *TINY, "cluster.shape=array").status == 0
+    run = find_runs("runs")[0]
+    for stack in read_json(run.plan)["stacks"]:
+        run.stack(stack["id"]).mkdir(parents=True)
+        (run.stack(stack["id"]) / "result.json").write_text(json.dumps({"status": "done", "members": []}))
+    said = bdl("submit", f"resume={run.path}", "cluster.shape=array")
+    assert said.status == 0, said.err
+    (collect,) = programs.calls("sbatch")[2:]
+    assert Path(collect[-2]).name == "collect.sbatch"
+    assert not any(word.startswith("--dependency") for word in collect)
+
+
+@pytest.mark.parametrize("queue", ["PENDING", "RUNNING"])
+def test_a_run_is_in_the_queue_once(queue, programs, bdl):
+    programs.add("sbatch", "78")
+    assert bdl("submit", *TINY).status == 0
+    run = find_runs("runs")[0]
+    programs.add("squeue", queue)
+    said = bdl("submit", f"resume={run.path}")
+    assert said.status == 2
+    assert f"{run.path} is submitted already: job 78 is" in said.err
+    programs.add("squeue", "")  # it has ended
+    assert bdl("submit", f"resume={run.path}").status == 0
+    assert len(programs.calls("sbatch")) == 2
+
+
+def test_the_job_around_the_submitting_shell_does_not_leak_into_the_new_one(programs, bdl, monkeypatch):
+    programs.add("sbatch", "79")
+    path = programs.folder / "sbatch"
+    path.write_text(
+        path.read_text().replace("#!/bin/sh", f"#!/bin/sh\nenv > '{programs.folder}/environment'")
+    )
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SLURM_CONF", "/elsewhere/slurm.conf")
+    assert bdl("submit", *TINY).status == 0
+    seen = (programs.folder / "environment").read_text().splitlines()
+    assert [line for line in seen if line.startswith("SLURM_")] == ["SLURM_CONF=/elsewhere/slurm.conf"]
+
+
+def test_submit_takes_what_train_takes_and_follow(bdl):
+    submit, train = (yaml.safe_load(bdl(verb, "--cfg", "job").out) for verb in ("submit", "train"))
+    assert submit.pop("follow") is False
+    assert submit.pop("cluster")["_target_"] == "bdl_train.distributed.slurm.Slurm"
+    train.pop("cluster")
+    assert submit == train
 
 
 def test_verbs_and_clusters_that_do_not_fit_say_which_does(bdl):
@@ -159,6 +224,7 @@ def test_stacks_are_listed_as_ranges():
         ({"sacct": "FAILED"}, "ended"),
         ({"scontrol": "JobId=9 JobName=bdl JobState=PENDING Reason=BeginTime"}, "queued"),
         ({"squeue": "", "scontrol": "JobId=9 JobState=COMPLETED"}, "ended"),
+        ({"squeue": ""}, "ended"),
         ({}, "unknown"),
     ],
 )
@@ -202,8 +268,6 @@ def test_resources_are_those_of_the_nodes(tmp_path):
 
 
 def read_yaml_node() -> dict:
-    import yaml
-
     from bdl_train.schema import shipped
 
     return yaml.safe_load((shipped() / "cluster" / "slurm.yaml").read_text())

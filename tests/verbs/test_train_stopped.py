@@ -22,7 +22,7 @@ from bdl_train.build import allowing
 from bdl_train.distributed import work
 from bdl_train.errors import Exit
 from bdl_train.posteriors.artefact import read_artefact
-from bdl_train.runs import RunDir, find_runs, read_json
+from bdl_train.runs import KEEP_STOP, RunDir, find_runs, read_json
 from bdl_train.training.callbacks import Checkpoint
 from bdl_train.training.train_stack import train_stack
 from bdl_train.verbs._runs import load_data
@@ -91,6 +91,17 @@ def test_stacks_in_line_do_not_start_after_a_request_to_stop(train, bdl):
     assert [path.name for path in (run.path / "stacks").iterdir()] == ["000"]
     assert bdl("train", f"resume={run.path}").status == 0
     assert hashes(run) == hashes(whole)
+
+
+def test_a_job_that_is_asked_to_stop_before_its_driver_is_up_stops(bdl, monkeypatch):
+    assert bdl("train", *TINY, "cluster=inline", "plan_only=true").status == 0
+    run = find_runs("runs")[0]
+    run.stop_file.touch()
+    with monkeypatch.context() as patch:
+        patch.setenv(KEEP_STOP, "1")
+        assert bdl("train", f"resume={run.path}", "cluster=inline").status == Exit.STOPPED
+    # Without it a stop file is of the past.
+    assert bdl("train", f"resume={run.path}", "cluster=inline").status == Exit.DONE
 
 
 def test_a_complete_run_has_nothing_to_resume(train, bdl):
