@@ -136,7 +136,7 @@ def plan(
             f"cluster.gpus_per_stack={gpus_per_stack} with cluster.ranks_per_stack={ranks_per_stack}: ranks cannot "
             "share a GPU, set cluster.gpus_per_stack to 1, or to 0 for CPUs."
         )
-    fit = _fit(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
+    fit = room(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
     if fit == 0:
         raise UsageError(_too_much(resources, cpus_per_stack, gpus_per_stack, ranks_per_stack))
     reasons = []
@@ -181,7 +181,7 @@ def plan(
     return Plan(stacks, slots, tuple(reasons))
 
 
-def _fit(resources: Resources, cpus: int, gpus: float) -> int:
+def room(resources: Resources, cpus: int, gpus: float) -> int:
     """How many shares of this size the machines hold; none lies on two machines."""
     held = 0
     for its_cpus, its_gpus in resources.machines:
@@ -196,7 +196,7 @@ def _fit(resources: Resources, cpus: int, gpus: float) -> int:
 def _most_cpus(resources: Resources, shares: int, gpus: float) -> int:
     """The most CPUs a share can have when so many are to fit."""
     most = max(1, resources.cpus // shares)
-    return next((cpus for cpus in range(most, 1, -1) if _fit(resources, cpus, gpus) >= shares), 1)
+    return next((cpus for cpus in range(most, 1, -1) if room(resources, cpus, gpus) >= shares), 1)
 
 
 def _too_much(resources: Resources, cpus: int | None, gpus: float, ranks: int) -> str:
