@@ -18,6 +18,7 @@ from bdl_train.build import allowed_packages
 from bdl_train.distributed import Job
 from bdl_train.distributed.decisions import Decisions
 from bdl_train.distributed.follow_ups import follow_ups
+from bdl_train.distributed.plan import count
 from bdl_train.distributed.ray_places import Places, forget_places, places_of
 from bdl_train.distributed.ray_work import BLIND, work_remotely
 from bdl_train.distributed.split import split
@@ -276,5 +277,5 @@ class RayLoop:
 
 
 def _share(task: StackTask) -> str:
-    share = f"{task.cpus} CPUs and {task.gpus:g} GPUs"
+    share = f"{count(task.cpus, 'CPU')} and {count(task.gpus, 'GPU')}"
     return share if task.ranks == 1 else f"{task.ranks} times {share}"
