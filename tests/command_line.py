@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from bdl_train.cli import main
+from bdl_train.distributed.ray_local import RayLocal
 from bdl_train.runs import RunDir, find_runs
 
 TINY = ("cluster=inline", "cluster.cpus_per_stack=1", "num_members=2", "trainer.max_epochs=4")
 """Settings of a training of about half a second; words given after them win."""
+ON_RAY = ("cluster=ray_local", "cluster.num_cpus=2", "cluster.cpus_per_stack=1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +62,16 @@ def train_once(folder: Path, *words: str) -> RunDir:
     status = main(["train", *TINY, f"output_dir={folder}", *words])
     assert status == 0
     return find_runs(folder)[-1]
+
+
+@pytest.fixture
+def on_ray(ray_session, bdl, monkeypatch):
+    """`bdl train` on the Ray of the test session, which the command does not end."""
+    monkeypatch.setattr(RayLocal, "close", lambda self: None)
+
+    def call(*words: str, status: int = 0):
+        said = bdl("train", "num_members=4", "trainer.max_epochs=4", *ON_RAY, *words)
+        assert said.status == status, said.out + said.err
+        return said
+
+    return call

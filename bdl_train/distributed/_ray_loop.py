@@ -10,24 +10,28 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bdl_train.build import allowed_packages, allowing
+from bdl_train.build import allowed_packages
 from bdl_train.distributed import Job
 from bdl_train.distributed.decisions import Decisions
 from bdl_train.distributed.follow_ups import follow_ups
+from bdl_train.distributed.plan import count
+from bdl_train.distributed.ray_places import Places, forget_places, places_of
+from bdl_train.distributed.ray_work import BLIND, work_remotely
 from bdl_train.distributed.split import split
-from bdl_train.distributed.work import work
 from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir
 from bdl_train.training.prepared import StackTask
-from bdl_train.training.ranks import joined
 from bdl_train.training.train_stack import STOPPED
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+LOOK_S = 1.0
+"""Between two looks at the nodes."""
 RANKS_GRACE_S = 10.0
 """For the other ranks of a stack to end by themselves after one of them failed."""
 NODE_LOSSES = 5
@@ -36,13 +40,20 @@ NODE_LOSSES = 5
 
 @dataclass
 class _Flight:
-    """A stack that Ray works on: its tasks, and what came of those that ended."""
+    """A stack that Ray works on: its tasks, and what came of those that ended.
+
+    Attributes:
+        drained: A node under it was told to go, so it was asked to save and stop.
+        waits: No node that is left can hold it, and that was said.
+    """
 
     task: StackTask
     open: list[Any]
     group: Any = None
     ended: list[dict[str, Any] | Exception] = field(default_factory=list)
     failed_at: float | None = None
+    drained: bool = False
+    waits: bool = False
 
 
 class RayLoop:
@@ -64,12 +75,14 @@ class RayLoop:
         self._packages = allowed_packages()
         self._crashes: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
+        self._places = Places(ray)
 
     def run(self, tasks: Sequence[StackTask], tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
         """As `Launcher.launch`."""
         results: dict[str, dict[str, Any]] = {}
-        waiting, flights = deque(tasks), []
-        decisions, last_tick = Decisions(self._run), 0.0
+        waiting: deque[StackTask] = deque(tasks)
+        flights: list[_Flight] = []
+        decisions, last_tick, last_look, stopping = Decisions(self._run), 0.0, time.monotonic(), False
         try:
             while waiting or flights:
                 while waiting and len(flights) < self._num_workers:
@@ -78,6 +91,15 @@ class RayLoop:
                 if time.monotonic() - last_tick >= TICK_S:
                     tick()
                     last_tick = time.monotonic()
+                if not stopping and self._run.stop_file.exists():
+                    stopping = True
+                    self._call_back(flights)
+                if stopping:
+                    results.update({task.id: dict(STOPPED) for task in waiting})
+                    waiting.clear()
+                elif time.monotonic() - last_look >= LOOK_S:
+                    self._look_at_nodes(flights, decisions)
+                    last_look = time.monotonic()
                 for flight in [one for one in flights if not one.open]:
                     flights.remove(flight)
                     self._free(flight)
@@ -100,6 +122,11 @@ class RayLoop:
 
     def _launch(self, task: StackTask, decisions: Decisions) -> _Flight:
         options: dict[str, Any] = {"num_cpus": task.cpus, "num_gpus": task.gpus, "name": f"stack-{task.id}"}
+        if allowed := self._places.allowed():
+            options["label_selector"] = allowed
+        folder = self._run.stack(task.id)
+        forget_places(folder)
+        (folder / self._run.stop_file.name).unlink(missing_ok=True)
         decisions.note("launched", task.id, members=list(task.members), ranks=task.ranks)
         if task.ranks == 1:
             return _Flight(task, [self._remote.options(**options).remote(task, self._shared, self._packages)])
@@ -107,7 +134,9 @@ class RayLoop:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = {"CPU": task.cpus, **({"GPU": task.gpus} if task.gpus else {})}
-        group = placement_group([bundle] * task.ranks, strategy="PACK")
+        options.pop("label_selector", None)
+        labels = [allowed] * task.ranks if allowed else []
+        group = placement_group([bundle] * task.ranks, strategy="PACK", bundle_label_selector=labels)
         token, open_ = secrets.token_hex(4), []
         for rank in range(task.ranks):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
@@ -127,7 +156,7 @@ class RayLoop:
                 flight.open.remove(reference)
                 outcome = self._outcome(reference, flight.task)
                 flight.ended.append(outcome)
-                if isinstance(outcome, Exception) or outcome["status"] == "failed":
+                if isinstance(outcome, Exception) or outcome["status"] in ("failed", BLIND):
                     flight.failed_at = flight.failed_at or time.monotonic()
             if flight.open and flight.failed_at and time.monotonic() > flight.failed_at + RANKS_GRACE_S:
                 self._cancel(flight)
@@ -147,19 +176,46 @@ class RayLoop:
     def _result(self, flight: _Flight, decisions: Decisions) -> dict[str, Any] | None:
         """What the stack came to, or None to start it again."""
         crashes = [one for one in flight.ended if isinstance(one, Exception)]
-        if crashes:
-            return self._after_crash(flight.task, crashes[0], decisions)
         results = [one for one in flight.ended if isinstance(one, dict)]
+        blind = [one for one in results if one["status"] == BLIND]
+        if blind:
+            if self._run.stop_file.exists():
+                return dict(STOPPED)
+            return self._after_blind(flight.task, blind[0], decisions)
+        if crashes:
+            return self._after_crash(flight, crashes[0], decisions)
         failed = [one for one in results if one["status"] == "failed"]
         if failed:
             return failed[0]
         stopped = [one for one in results if one["status"] == "stopped"]
+        if stopped and flight.drained and not self._run.stop_file.exists():
+            return self._after_drain(flight.task, decisions)
         # Of several ranks the first one alone knows the members.
         return stopped[0] if stopped else next(one for one in results if len(one) > 1 or len(results) == 1)
 
-    def _after_crash(self, task: StackTask, error: Exception, decisions: Decisions) -> dict[str, Any] | None:
+    def _after_blind(self, task: StackTask, result: dict[str, Any], decisions: Decisions) -> None:
+        """A node that joined late does not see the run: from now on nothing is placed there."""
+        if result["id"] not in self._places.blind:
+            log.error(
+                "The node %s does not see %s: its stacks are placed elsewhere",
+                result["node"],
+                self._run.path.absolute(),
+            )
+            self._places.blind[result["id"]] = result["node"]
+        decisions.note(
+            "blind", task.id, reason="the node does not see the run directory", node=result["node"]
+        )
+
+    def _after_drain(self, task: StackTask, decisions: Decisions) -> None:
+        log.warning("Stack %s: its node is taken out of service, it goes on elsewhere", task.id)
+        decisions.note("drained", task.id, reason="its node is taken out of service")
+
+    def _after_crash(self, flight: _Flight, error: Exception, decisions: Decisions) -> dict[str, Any] | None:
+        task = flight.task
         if self._run.stop_file.exists():
             return dict(STOPPED)
+        if flight.drained:  # its node was gone before it had saved
+            return self._after_drain(task, decisions)
         kind = type(error).__name__
         if isinstance(error, self._ray.exceptions.NodeDiedError) and self._losses[task.id] < NODE_LOSSES:
             self._losses[task.id] += 1
@@ -180,6 +236,35 @@ class RayLoop:
         decisions.note("given_up", task.id, reason=reason)
         return {"status": "failed", "reason": reason}
 
+    def _look_at_nodes(self, flights: Sequence[_Flight], decisions: Decisions) -> None:
+        """Have stacks leave nodes that go, and say which ones no node can hold: Ray lets them wait without a word."""
+        self._places.look()
+        new = []
+        for flight in [one for one in flights if one.open and not one.drained]:
+            task, folder = flight.task, self._run.stack(flight.task.id)
+            if self._places.draining and places_of(folder) & self._places.draining:
+                with suppress(OSError):  # a full disk: the next look tries again, or the node is lost
+                    (folder / self._run.stop_file.name).touch()
+                    flight.drained = True
+                continue
+            held = self._places.can_hold(task)
+            if not held and not flight.waits:
+                new.append(flight)
+                decisions.note("waiting", task.id, reason=f"no node has {_share(task)}")
+            flight.waits = not held
+        if new:
+            log.warning(
+                "No node that is left has %s: %s, until one joins. Ctrl-C stops the run, which can be resumed.",
+                _share(new[0].task),
+                f"stack {new[0].task.id} waits" if len(new) == 1 else f"{len(new)} stacks wait",
+            )
+
+    def _call_back(self, flights: Sequence[_Flight]) -> None:
+        """Take back what no worker has begun; others may keep its nodes for hours. Who has begun does not listen."""
+        for flight in flights:
+            for reference in flight.open:
+                self._ray.cancel(reference, force=False)
+
     def _cancel(self, flight: _Flight) -> None:
         for reference in flight.open:
             self._ray.cancel(reference, force=True)
@@ -191,22 +276,6 @@ class RayLoop:
             remove_placement_group(flight.group)
 
 
-def work_remotely(
-    task: StackTask, job: Job, packages: tuple[str, ...], rank: int = 0, token: str = ""
-) -> dict[str, Any]:
-    """What a Ray task runs: one rank of a stack."""
-    with allowing(packages):
-        if not job.run.config.is_file():
-            import socket
-
-            raise UsageError(
-                f"The node {socket.gethostname()} does not see {job.run.path}: output_dir must lie on a file system "
-                "that all nodes share."
-            )
-        if task.ranks == 1:
-            return work(task, job)
-        import ray
-
-        address, gpu = ray.util.get_node_ip_address(), task.gpus > 0
-        with joined(job.run.stack(task.id), rank, task.ranks, token, address, gpu=gpu) as ranks:
-            return work(task, job, ranks)
+def _share(task: StackTask) -> str:
+    share = f"{count(task.cpus, 'CPU')} and {count(task.gpus, 'GPU')}"
+    return share if task.ranks == 1 else f"{task.ranks} times {share}"

@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 class Decisions:
     """Appends to `driver.jsonl`. A disk that takes no more costs the record, not the run.
 
-    Keys: `launched`, `retry`, `node_lost`, `split`, `again`, `given_up`; the value names the stack and the reason.
+    Keys: `launched`, `retry`, `node_lost`, `drained`, `blind`, `waiting`, `split`, `again`,
+    `given_up`; the value names the stack and the reason.
 
     Args:
         run: Whose driver this is.

@@ -136,30 +136,30 @@ def plan(
             f"cluster.gpus_per_stack={gpus_per_stack} with cluster.ranks_per_stack={ranks_per_stack}: ranks cannot "
             "share a GPU, set cluster.gpus_per_stack to 1, or to 0 for CPUs."
         )
-    fit = _fit(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
+    fit = room(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
     if fit == 0:
         raise UsageError(_too_much(resources, cpus_per_stack, gpus_per_stack, ranks_per_stack))
     reasons = []
     slots = fit if num_workers is None else num_workers
     if slots > fit:
         reasons.append(
-            f"{fit} of {_count(slots, 'worker')} fit into {_count(resources.cpus, 'CPU')} and "
-            f"{_count(resources.gpus, 'GPU')}"
+            f"{fit} of {count(slots, 'worker')} fit into {count(resources.cpus, 'CPU')} and "
+            f"{count(resources.gpus, 'GPU')}"
         )
         slots = fit
     if members_per_stack is None:
         size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
         reasons.append(
-            f"up to {_count(size, 'member')} in a stack: {_count(num_members, 'member')} over "
-            f"{_count(slots, 'worker')}, at most {MEMBERS_PER_STACK} in one stack"
+            f"up to {count(size, 'member')} in a stack: {count(num_members, 'member')} over "
+            f"{count(slots, 'worker')}, at most {MEMBERS_PER_STACK} in one stack"
         )
     else:
         size = members_per_stack
-        reasons.append(f"up to {_count(size, 'member')} in a stack: cluster.members_per_stack={size}")
+        reasons.append(f"up to {count(size, 'member')} in a stack: cluster.members_per_stack={size}")
     shares = assign_members(num_members, math.ceil(num_members / size))
     slots = min(slots, len(shares))
     cpus = cpus_per_stack or _most_cpus(resources, slots * ranks_per_stack, gpus_per_stack)
-    share = f"{_count(cpus, 'CPU')} and {_count(gpus_per_stack, 'GPU')}"
+    share = f"{count(cpus, 'CPU')} and {count(gpus_per_stack, 'GPU')}"
     if ranks_per_stack > 1:
         share = f"{ranks_per_stack} ranks of {share}"
     if len(shares) == 1:
@@ -181,7 +181,7 @@ def plan(
     return Plan(stacks, slots, tuple(reasons))
 
 
-def _fit(resources: Resources, cpus: int, gpus: float) -> int:
+def room(resources: Resources, cpus: int, gpus: float) -> int:
     """How many shares of this size the machines hold; none lies on two machines."""
     held = 0
     for its_cpus, its_gpus in resources.machines:
@@ -196,7 +196,7 @@ def _fit(resources: Resources, cpus: int, gpus: float) -> int:
 def _most_cpus(resources: Resources, shares: int, gpus: float) -> int:
     """The most CPUs a share can have when so many are to fit."""
     most = max(1, resources.cpus // shares)
-    return next((cpus for cpus in range(most, 1, -1) if _fit(resources, cpus, gpus) >= shares), 1)
+    return next((cpus for cpus in range(most, 1, -1) if room(resources, cpus, gpus) >= shares), 1)
 
 
 def _too_much(resources: Resources, cpus: int | None, gpus: float, ranks: int) -> str:
@@ -206,7 +206,7 @@ def _too_much(resources: Resources, cpus: int | None, gpus: float, ranks: int) -
         asked += f" for each of cluster.ranks_per_stack={ranks}"
     each = Counter(resources.machines).most_common()
     there = ", ".join(
-        f"{_count(n, 'machine')} with {_count(c, 'CPU')} and {_count(g, 'GPU')}" for (c, g), n in each
+        f"{count(n, 'machine')} with {count(c, 'CPU')} and {count(g, 'GPU')}" for (c, g), n in each
     )
     return f"{asked} asks for more than there is: {there}. Lower it, or use a larger cluster."
 
@@ -224,10 +224,10 @@ def refit(recorded: Plan, today: Plan) -> Plan:
     )
     if stacks == recorded.stacks:
         return recorded
-    held = f"{_count(share.cpus, 'CPU')} and {_count(share.gpus, 'GPU')}"
+    held = f"{count(share.cpus, 'CPU')} and {count(share.gpus, 'GPU')}"
     whose = "the recorded stack" if len(stacks) == 1 else f"each of the {len(stacks)} recorded stacks"
     return Plan(stacks, today.num_workers, (*recorded.reasons, f"resumed with {held} for {whose}"))
 
 
-def _count(number: float, noun: str) -> str:
+def count(number: float, noun: str) -> str:
     return f"{number:.10g} {noun}" if number == 1 else f"{number:.10g} {noun}s"

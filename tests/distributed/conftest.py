@@ -1,5 +1,5 @@
 """The command, in this process."""
 
-from command_line import bdl, train
+from command_line import bdl, on_ray, train
 
-__all__ = ["bdl", "train"]
+__all__ = ["bdl", "on_ray", "train"]

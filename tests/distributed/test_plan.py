@@ -107,6 +107,32 @@ def test_what_no_resource_can_hold_is_refused_before_anything_waits_for_it(setti
     assert there in str(caught.value)
 
 
+UNEQUAL = Resources.of_nodes([(8, 0), (2, 1), (0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "cpus"),
+    [
+        ({"cpus_per_stack": 3}, 2, 3),  # 10 CPUs, but two of them alone on their machine
+        ({"gpus_per_stack": 0.5}, 2, 1),  # both where the GPU is, with its CPUs
+        ({"cpus_per_stack": 2, "gpus_per_stack": 0.5}, 1, 2),
+        ({"cpus_per_stack": 1, "ranks_per_stack": 2}, 5, 1),
+        ({"num_workers": 2}, 2, 4),  # 5 each would not fit on two machines of 8 and 2
+    ],
+)
+def test_a_stack_lies_on_one_of_unequal_machines(settings, workers, cpus):
+    made = planned(40, UNEQUAL, members_per_stack=1, **settings)
+    assert (made.num_workers, made.stacks[0].cpus) == (workers, cpus)
+
+
+def test_what_fits_on_no_single_machine_is_refused_with_all_of_them():
+    for settings in ({"cpus_per_stack": 9}, {"cpus_per_stack": 3, "gpus_per_stack": 1}):
+        with pytest.raises(UsageError) as caught:
+            planned(4, UNEQUAL, **settings)
+        for kind in ("1 machine with 8 CPUs and 0 GPUs", "1 machine with 2 CPUs and 1 GPU"):
+            assert kind in str(caught.value)
+
+
 def test_no_members_are_refused():
     with pytest.raises(UsageError, match="num_members must be 1 or more, got 0"):
         planned(0)

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,25 @@ def test_a_stack_over_two_nodes_is_the_stack_on_one(two_nodes, tmp_path, train):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
 
 
+OWN_NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(30, 2))
+"""
+
+
+@pytest.mark.ci
+@pytest.mark.ray
+def test_workers_that_others_started_find_the_classes_of_this_folder(two_nodes, tmp_path):
+    (tmp_path / "own_net.py").write_text(OWN_NET)
+    own = ("model=module", "model._target_=own_net.Net", "allow=[own_net]")
+    run = train_on(two_nodes, tmp_path, *WORDS, *own)
+    assert read_json(run.manifest)["status"] == "complete"
+
+
 @pytest.mark.ci
 @pytest.mark.ray
 def test_what_the_cluster_cannot_hold_or_does_not_know_is_refused(two_nodes, tmp_path):
@@ -190,23 +211,90 @@ def test_a_drained_node_is_no_crash_of_its_stack(tmp_path, train):
             process,
             tmp_path,
         )
-        cluster.tell("drain", "n1", int(time.time() * 1000) + 1000)
+        # Minutes before its end: the stack leaves at once, it does not wait for that.
+        cluster.tell("drain", "n1", int(time.time() * 1000) + 600_000)
         assert process.wait(240) == 0, (tmp_path / "said.txt").read_text()
     (run,) = find_runs(tmp_path / "runs")
     assert hashes(run) == hashes(train(*LONG).run)
     assert read_json(run.manifest)["status"] == "complete"
-    assert not events(run, "split")
+    (drained,) = {one["stack"] for one in events(run, "drained")}
+    lines = [json.loads(line) for line in (run.stack(drained) / "events.jsonl").read_text().splitlines()]
+    starts = [(line["value"]["node"], line["step"]) for line in lines if line["key"] == "started"]
+    (saved,) = [line["step"] for line in lines if line["key"] == "stopped"]
+    assert starts == [("n1", 0), ("n0", saved)]  # not a step is lost
+    assert not [one for key in ("split", "retry", "node_lost") for one in events(run, key)]
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a node with a file system of its own needs root")
+
+
+def without(folder: Path) -> tuple[str, ...]:
+    """What to put before a command that shall see an empty file system in place of a folder."""
+    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$0" "$@"')
 
 
 @pytest.mark.ci
 @pytest.mark.ray
-@pytest.mark.skipif(os.geteuid() != 0, reason="a node with a file system of its own needs root")
+@needs_root
 def test_a_node_that_does_not_see_the_run_is_named(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    # The cluster's daemons see an empty file system where the driver sees its runs.
-    alone = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{hidden}" && exec "$0" "$@"')
-    with ray_nodes(secrets.token_hex(32), ("far", 1), prefix=alone) as cluster:
+    with ray_nodes(secrets.token_hex(32), ("far", 1), prefix=without(hidden)) as cluster:
         train_on(cluster, tmp_path, *WORDS, f"output_dir={hidden}/runs", status=2)
     text = (tmp_path / "said.txt").read_text()
     assert re.search(r"\bfar\b.* does not see .*hidden/runs.*set output_dir", text), text
+
+
+@contextmanager
+def blind_node(cluster: RayNodes, hidden: Path) -> Iterator[None]:
+    """A node that joins late and sees nothing in a folder."""
+    words = ["-m", "ray.scripts.scripts", "start", f"--address={cluster.address}", "--num-cpus=1", "--block"]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "BDL_NODE": "far",
+    }  # fmt: skip
+    with (hidden.parent / "node.txt").open("wb") as said:
+        process = subprocess.Popen(
+            [*without(hidden), sys.executable, *words],
+            env=environment, stdout=said, stderr=said, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        with suppress(ProcessLookupError):  # its workers
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.ci
+@pytest.mark.ray
+@needs_root
+def test_a_late_node_that_does_not_see_the_run_gets_nothing_and_a_run_without_nodes_can_be_stopped(tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    words = (*LONG, "trainer.max_epochs=2000", "output_dir=hidden/runs")
+    with ray_nodes(secrets.token_hex(32), ("n0", 1)) as cluster:
+        process = driver(tmp_path, cluster.token, f"cluster.address={cluster.address}", *words)
+
+        def noted(key: str) -> list[dict]:
+            runs = [RunDir(path.parent) for path in hidden.glob("runs/*/*/config.yaml")]
+            return [one for run in runs for one in events(run, key)]
+
+        wait_until(lambda: noted("progress"), process, tmp_path)
+        with blind_node(cluster, hidden):
+            wait_until(lambda: noted("blind"), process, tmp_path)
+            assert {one["node"] for one in noted("blind")} == {"far"}
+            cluster.tell("kill", "n0")
+            # The blind node is there and idle, and no place for any stack.
+            wait_until(lambda: len({one["stack"] for one in noted("waiting")}) == 4, process, tmp_path)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 75, (tmp_path / "said.txt").read_text()
+    text = (tmp_path / "said.txt").read_text()
+    assert "The node far does not see" in text
+    assert "No node that is left has 1 CPU and 0 GPUs" in text
+    assert {one["node"] for one in noted("started")} == {"n0"}

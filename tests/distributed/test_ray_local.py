@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import TINY
+from command_line import ON_RAY, TINY
 from safetensors.torch import load_file
 
 from bdl_train.build import build
@@ -22,21 +22,6 @@ from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.tracking.progress import Progress
 
 pytestmark = pytest.mark.ray
-
-ON_RAY = ("cluster=ray_local", "cluster.num_cpus=2", "cluster.cpus_per_stack=1")
-
-
-@pytest.fixture
-def on_ray(ray_session, bdl, monkeypatch):
-    """`bdl train` on the Ray of the test session, which the command does not end."""
-    monkeypatch.setattr(RayLocal, "close", lambda self: None)
-
-    def call(*words: str, status: int = 0):
-        said = bdl("train", "num_members=4", "trainer.max_epochs=4", *ON_RAY, *words)
-        assert said.status == status, said.out + said.err
-        return said
-
-    return call
 
 
 def hashes(run: RunDir) -> list[str | None]:
