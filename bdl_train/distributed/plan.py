@@ -136,17 +136,17 @@ def plan(
             f"cluster.gpus_per_stack={gpus_per_stack} with cluster.ranks_per_stack={ranks_per_stack}: ranks cannot "
             "share a GPU, set cluster.gpus_per_stack to 1, or to 0 for CPUs."
         )
-    fit = _fit(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
-    if fit == 0:
+    most = fit(resources, cpus_per_stack or 1, gpus_per_stack) // ranks_per_stack
+    if most == 0:
         raise UsageError(_too_much(resources, cpus_per_stack, gpus_per_stack, ranks_per_stack))
     reasons = []
-    slots = fit if num_workers is None else num_workers
-    if slots > fit:
+    slots = most if num_workers is None else num_workers
+    if slots > most:
         reasons.append(
-            f"{fit} of {_count(slots, 'worker')} fit into {_count(resources.cpus, 'CPU')} and "
+            f"{most} of {_count(slots, 'worker')} fit into {_count(resources.cpus, 'CPU')} and "
             f"{_count(resources.gpus, 'GPU')}"
         )
-        slots = fit
+        slots = most
     if members_per_stack is None:
         size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
         reasons.append(
@@ -181,8 +181,8 @@ def plan(
     return Plan(stacks, slots, tuple(reasons))
 
 
-def _fit(resources: Resources, cpus: int, gpus: float) -> int:
-    """How many shares of this size the machines hold; none lies on two machines."""
+def fit(resources: Resources, cpus: int, gpus: float) -> int:
+    """How many shares of this size (CPUs, part of a GPU) the machines hold; none lies on two machines."""
     held = 0
     for its_cpus, its_gpus in resources.machines:
         here = its_cpus // cpus
@@ -196,7 +196,7 @@ def _fit(resources: Resources, cpus: int, gpus: float) -> int:
 def _most_cpus(resources: Resources, shares: int, gpus: float) -> int:
     """The most CPUs a share can have when so many are to fit."""
     most = max(1, resources.cpus // shares)
-    return next((cpus for cpus in range(most, 1, -1) if _fit(resources, cpus, gpus) >= shares), 1)
+    return next((cpus for cpus in range(most, 1, -1) if fit(resources, cpus, gpus) >= shares), 1)
 
 
 def _too_much(resources: Resources, cpus: int | None, gpus: float, ranks: int) -> str:
