@@ -77,4 +77,4 @@ def why_prune(
     value, middle = best(own, epoch), median(others)
     if value <= middle:
         return ""
-    return f"validation NLL {value:.4g} at epoch {epoch}, the median of {len(others)} other trials there is {middle:.4g}"
+    return f"validation NLL {value:.4g} at epoch {epoch}, the median of {len(others)} others there is {middle:.4g}"

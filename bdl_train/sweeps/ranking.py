@@ -89,6 +89,7 @@ def show(definition: Definition, trials: Sequence[Trial], title: str) -> None:
     from rich.table import Table
 
     header, rows = table(definition, trials)
+    header, rows = header[:-1], [row[:-1] for row in rows]  # runs are long: `sweep.md` names them
     grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in header:
         grid.add_column(name, overflow="fold")

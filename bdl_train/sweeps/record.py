@@ -63,7 +63,7 @@ class Definition:
     Attributes:
         fixed: Overrides with one value, of the training only.
         axes: Overrides with several values.
-        sampler, sweep_seed, objective, direction, prune, prune_after_trials, prune_after_epochs: As in `conf/sweep.yaml`.
+        sampler, sweep_seed, objective, direction, prune, prune_after_trials, prune_after_epochs: Keys of the config.
     """
 
     fixed: tuple[str, ...]

@@ -111,7 +111,7 @@ def _optuna() -> Any:
 def _suggest_tpe(
     axes: Sequence[Axis], seed: int, number: int, record: Mapping[int, Trial], *, maximize: bool
 ) -> list[str]:
-    """Optuna's suggestion in a study in memory that is made anew from the record: no database to be shared or locked."""
+    """Optuna's suggestion in a study in memory, made anew from the record: no database to share or to lock."""
     optuna = _optuna()
     sequence = np.random.SeedSequence(seed, spawn_key=(number,))
     with warnings.catch_warnings():
