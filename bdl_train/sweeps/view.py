@@ -34,6 +34,11 @@ class TrialLine(Progress):
         self.text = self._line()
 
 
+def rows(total: str, lines: Mapping[str, str], width: int) -> list[str]:
+    """What a terminal of this width shows: a row for every trial, the total last."""
+    return [row[:width] for row in (*(f"{name}: {line}" for name, line in lines.items()), total)]
+
+
 class SweepView:
     """Lines for people. One thread, the sweep's own, calls it."""
 
@@ -65,9 +70,7 @@ class SweepView:
         if self._live is not None:
             from rich.text import Text
 
-            rows = [f"{name}: {line}" for name, line in lines.items()]
-            width = max(1, self._console.width - 1)
-            self._live.update(Text("\n".join(row[:width] for row in [*rows, total])))
+            self._live.update(Text("\n".join(rows(total, lines, self._console.width - 1))))
         elif time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
             self.say(total)

@@ -244,9 +244,14 @@ def test_a_hopeless_trial_is_pruned_and_a_good_one_is_not(sweep, bdl):
     assert again.status == 0, again.err
     assert "2 of them are done already" in again.out
     assert times(run.path) == before
-    # Somebody may want it all the same.
-    Path(run.stop_file).unlink(missing_ok=True)
-    assert bdl("train", f"resume={run.path}", "trainer.max_epochs=3000").status in (0, 75)
+
+
+def test_a_pruned_run_that_somebody_goes_on_with_is_pruned_no_more(train, bdl):
+    run = RunDir(Path(train("plan_only=true").out.rpartition("resume=")[2].strip()))
+    run.pruned_file.write_text("late\n")
+    assert run.status() == "pruned"
+    assert bdl("train", f"resume={run.path}").status == 0
+    assert run.status() == "complete"
     assert not run.pruned_file.exists()
 
 
@@ -348,6 +353,7 @@ def test_a_thread_that_dies_is_a_failed_trial(sweep, monkeypatch):
 # --- side by side -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.ray
 def test_trials_run_side_by_side_on_one_ray(ray_session, bdl, monkeypatch):
     monkeypatch.setattr(RayLocal, "close", lambda self: None)
@@ -360,7 +366,7 @@ def test_trials_run_side_by_side_on_one_ray(ray_session, bdl, monkeypatch):
         return ray
 
     monkeypatch.setattr(ray_local, "start", start)
-    words = ("num_members=2", "cluster.num_cpus=2", "trainer.max_epochs=150", "trainer.steps_per_call=1")
+    words = ("num_members=2", "cluster.num_cpus=2", "trainer.max_epochs=60", "trainer.steps_per_call=1")
     said = bdl(
         "sweep", *words, "inference=deep_ensemble", "inference.patience=null", "seed=1,2,3,4", "name=ray"
     )
