@@ -31,7 +31,7 @@ def table(definition: Definition, trials: Sequence[Trial]) -> tuple[list[str], l
     rows = [
         [
             str(one.number),
-            *(word.partition("=")[2] for word in one.words),
+            *(_short(word.partition("=")[2]) for word in one.words),
             _number(one.objective),
             one.status,
             _number((one.metrics or {}).get(test)),
@@ -40,6 +40,14 @@ def table(definition: Definition, trials: Sequence[Trial]) -> tuple[list[str], l
         for one in trials
     ]
     return header, rows
+
+
+def _short(text: str) -> str:
+    """A drawn number in four digits, anything else as it is; `results.json` holds all digits."""
+    try:
+        return text if len(text) <= 6 else f"{float(text):.4g}"
+    except ValueError:
+        return text
 
 
 def _number(value: float | None) -> str:

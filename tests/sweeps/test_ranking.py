@@ -60,6 +60,12 @@ def test_the_test_part_is_starred_and_chooses_nothing():
     ]
 
 
+def test_long_numbers_are_shortened_and_other_values_are_not():
+    words = ("optimizer.lr=0.0035752493931516653", "model.width=1000000", "data.path='/a/b/c.csv'")
+    _, (row,) = table(DEFINITION, [replace(TRIALS[0], words=words)])
+    assert row[1:4] == ["0.003575", "1e+06", "'/a/b/c.csv'"]
+
+
 def test_the_report_says_what_was_not_used(tmp_path):
     folder = SweepDir(tmp_path)
     write_report(folder, DEFINITION, ranked(TRIALS, "maximize"))
