@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bdl_train.errors import UsageError, unknown_choice
-from bdl_train.overrides import expand_multirun, override_key, parse
+from bdl_train.overrides import expand_multirun, first_values, override_key, parse, split_axes
 from bdl_train.schema import Schema, check_config_dir
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def compose(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = 
 
     Args:
         verb: Names the root config, `conf/<verb>.yaml`.
-        overrides: Words of the command line: `group=choice`, `key=value`, `+key=value`, `~key`.
+        overrides: Words of the command line: `group=choice`, `key=value`, `+key=value`, `~key`. Of a verb that runs
+            another one for each value of a word, the first value counts.
         config_dir: A user's config folder, searched beside the shipped one.
 
     Raises:
@@ -67,7 +68,9 @@ def to_yaml(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = 
     import yaml
 
     config = mask_secrets(_compose(verb, overrides, config_dir))
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
+    axes = split_axes(overrides, config_dir)[1] if Schema.of(verb).sweeps else []
+    told = "".join(f"# several values: {axis.word}\n" for axis in axes)
+    return told + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def mask_secrets(config: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +113,8 @@ def _compose(verb: str, overrides: Sequence[str], config_dir: Path | None) -> di
     if config_dir is not None:
         check_config_dir(config_dir)
     schema = Schema.of(verb, config_dir)
+    if schema.sweeps:
+        overrides = first_values(overrides, config_dir)
     given = list(zip(overrides, parse(overrides, config_dir=config_dir), strict=True))
     words = [word for text, override in given for word in _words(text, override, schema)]
     try:

@@ -5,8 +5,10 @@ therefore quoted before Hydra sees them.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,33 +87,106 @@ def parse(
     return parsed
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One override with several values.
+
+    Attributes:
+        key: As typed, with its `+`.
+        word: The whole override, as Hydra was given it.
+        words: An override for each value; empty for an interval.
+        ordered: Whether the values are a `range`, so that neighbours are alike.
+        low, high: Ends of an interval, both included; ints for `int(interval(...))`.
+        log: Whether equal ratios count as equal distances: `tag(log, interval(...))`.
+    """
+
+    key: str
+    word: str
+    words: tuple[str, ...] = ()
+    ordered: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    @property
+    def first(self) -> str:
+        """The override with the first of its values; of an interval, the lower end."""
+        return self.words[0] if self.words else f"{self.key}={self.low!r}"
+
+
+def split_axes(overrides: Sequence[str], config_dir: Path | None = None) -> tuple[list[str], list[Axis]]:
+    """Overrides with one value, and those with several, each in the order of the words.
+
+    A key that is given twice counts once, with its last value. Paths are not split at commas: `run=choice(a,b)`
+    names two.
+
+    Raises:
+        UsageError: a word that cannot be read, a shuffled sweep, an interval that is empty or has an unknown tag.
+    """
+    found = _by_key(overrides, config_dir)
+    fixed = [one for one in found.values() if isinstance(one, str)]
+    return fixed, [one for one in found.values() if isinstance(one, Axis)]
+
+
+def first_values(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """The same overrides, with one value each: the first."""
+    return [one.first if isinstance(one, Axis) else one for one in _by_key(overrides, config_dir).values()]
+
+
 def expand_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> list[list[str]]:
     """The jobs of a multirun: the Cartesian product of every override with several values.
 
-    The order is that of the words, the last one fastest; a key that is given twice counts once, with its last
-    value. Paths are not split at commas: `run=choice(a,b)` names two.
+    The order is that of the words, the last one fastest; otherwise as `split_axes`.
 
     Raises:
-        UsageError: a word that cannot be read, an interval (a grid needs values), a shuffled sweep.
+        UsageError: also an interval (a grid needs values).
     """
-    axes: dict[str, list[str]] = {}
-    for override in parse(overrides, sweep=True, config_dir=config_dir):
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            axes[key] = [str(override.input_line)]
-            continue
-        if not override.is_discrete_sweep():
+    choices: list[tuple[str, ...]] = []
+    for one in _by_key(overrides, config_dir).values():
+        if isinstance(one, Axis) and not one.words:
             raise UsageError(
-                f"'{override.input_line}' is an interval: -m runs a grid, list its values: {key}=1,2,3."
+                f"'{one.word}' is an interval: -m runs a grid, list its values: {one.key}=1,2,3."
             )
-        if getattr(override.value(), "shuffle", False):
-            raise UsageError(f"'{override.input_line}' is shuffled: -m runs its jobs in a fixed order.")
-        axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        if not axes[key]:
-            raise UsageError(f"'{override.input_line}' matches no value.")
-        if names_file(override.key_or_group):
-            axes[key] = [f"{key}={_quoted(str(one.value()))}" for one in _reparse(axes[key])]
-    return [list(job) for job in itertools.product(*axes.values())]
+        choices.append(one.words if isinstance(one, Axis) else (one,))
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _by_key(overrides: Sequence[str], config_dir: Path | None) -> dict[str, str | Axis]:
+    found: dict[str, str | Axis] = {}
+    for override in parse(overrides, sweep=True, config_dir=config_dir):
+        several = override.is_sweep_override()
+        found[override.get_key_element()] = _axis(override) if several else str(override.input_line)
+    return found
+
+
+def _axis(override: "Override") -> Axis:
+    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+
+    key, word, value = override.get_key_element(), str(override.input_line), override.value()
+    if isinstance(value, IntervalSweep):
+        return _interval(key, word, value)
+    if getattr(value, "shuffle", False):
+        raise UsageError(f"'{word}' is shuffled: jobs run in a fixed order.")
+    words = [f"{key}={one}" for one in override.sweep_string_iterator()]
+    if not words:
+        raise UsageError(f"'{word}' matches no value.")
+    if names_file(override.key_or_group):
+        words = [f"{key}={_quoted(str(one.value()))}" for one in _reparse(words)]
+    return Axis(key, word, tuple(words), ordered=isinstance(value, RangeSweep))
+
+
+def _interval(key: str, word: str, value: Any) -> Axis:
+    if value.tags - {"log"}:
+        raise UsageError(
+            f"'{word}' has the tag {', '.join(sorted(value.tags - {'log'}))}: intervals know log."
+        )
+    low, high, log = value.start, value.end, "log" in value.tags
+    ends = f"got {low} to {high}"
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)) or low >= high:
+        raise UsageError(f"'{word}': an interval goes from a number up to a larger one, {ends}.")
+    if log and low <= 0:
+        raise UsageError(f"'{word}': an interval with the tag log begins above 0, {ends}.")
+    return Axis(key, word, low=low, high=high, log=log)
 
 
 def _reparse(texts: list[str]) -> list["Override"]:

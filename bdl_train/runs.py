@@ -37,10 +37,9 @@ class RunDir:
     path: Path
 
     @classmethod
-    def create(cls, output_dir: str, experiment: str) -> "RunDir":
-        """Make a new, empty run directory `<output_dir>/<experiment>/<timestamp>-<6 hex>`."""
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = Path(output_dir) / experiment / f"{stamp}-{secrets.token_hex(3)}"
+    def create(cls, output_dir: str, experiment: str, name: str | None = None) -> "RunDir":
+        """Make a new, empty run directory `<output_dir>/<experiment>/<name>`; None = a `new_name`."""
+        path = Path(output_dir) / experiment / (name or cls.new_name())
         try:
             path.mkdir(parents=True)
         except OSError as error:
@@ -48,6 +47,11 @@ class RunDir:
                 f"The run directory {path} cannot be made ({error.strerror}): change output_dir."
             ) from error
         return cls(path)
+
+    @staticmethod
+    def new_name() -> str:
+        """`<timestamp>-<6 hex>`."""
+        return f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
     @classmethod
     def open(cls, path: str | Path, *, key: str = "run") -> "RunDir":
@@ -110,6 +114,11 @@ class RunDir:
         return self.path / "STOP"
 
     @property
+    def pruned_file(self) -> Path:
+        """Why a sweep ended this run early; gone when somebody goes on with it."""
+        return self.path / "PRUNED"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock.json"
 
@@ -121,7 +130,8 @@ class RunDir:
 
     def status(self) -> str:
         """`complete`, `partial` or `failed` from the manifest, else `running` from the lock; without a process that
-        works on it a run that was submitted and never began is `queued`, any other `interrupted`.
+        works on it a run that was submitted and never began is `queued`, one that a
+        sweep ended early `pruned`, any other `interrupted`.
         """
         if self.manifest.is_file():
             manifest = read_json(self.manifest)
@@ -130,6 +140,8 @@ class RunDir:
             return str(manifest["status"])
         if lock_is_held(self.lock):
             return "running"
+        if self.pruned_file.is_file():
+            return "pruned"
         began = any(self.path.glob("stacks/*/events.jsonl"))
         return "queued" if self.submission.is_file() and not began else "interrupted"
 

@@ -13,6 +13,8 @@ from bdl_train.errors import UsageError, nearest
 _SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# *(?P<comment>.*))?$")
 _CONTINUED = re.compile(r"^ +# *(?P<comment>.+)$")
 
+SWEEPING = frozenset({"sweep"})
+
 
 @functools.cache
 def shipped() -> Path:
@@ -59,6 +61,11 @@ class Schema:
                     groups.update({name.rpartition(" ")[2]: choice for name, choice in entry.items()})
             keys |= {key.name: key for key in _root_keys(path.read_text())}
         return cls(verb, tuple(keys.values()), groups, config_dir)
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether the verb takes several values of an override, without `-m`."""
+        return self.verb in SWEEPING
 
     def choices(self, group: str) -> list[str]:
         """The choices of a group, shipped ones and the user's."""

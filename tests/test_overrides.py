@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from bdl_train.config import compose
 from bdl_train.errors import UsageError
-from bdl_train.overrides import expand_multirun, names_file, override_key, parse, quote_path
+from bdl_train.overrides import (
+    Axis,
+    expand_multirun,
+    first_values,
+    names_file,
+    override_key,
+    parse,
+    quote_path,
+    split_axes,
+)
 
 AWKWARD = "=(),[]{} '\"\\:;$@#~!*?|&%+-./" + string.ascii_letters + string.digits + "é\t"
 
@@ -155,3 +164,46 @@ def test_glob_matches_shipped_and_own_choices(tmp_path: Path):
 def test_sweeps_without_a_fixed_grid_are_refused(word, message):
     with pytest.raises(UsageError, match=message):
         expand_multirun([word])
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_with_several_values_are_told_from_the_others():
+    words = ["seed=3", "model=mlp,lenet", "data.split=range(0,3)", "num_members=2", "num_members=4"]
+    fixed, axes = split_axes(words)
+    assert fixed == ["seed=3", "num_members=4"]
+    assert axes == [
+        Axis("model", "model=mlp,lenet", ("model=mlp", "model=lenet")),
+        Axis("data.split", "data.split=range(0,3)", tuple(f"data.split={i}" for i in range(3)), ordered=True),
+    ]
+    assert first_values(words) == ["seed=3", "model=mlp", "data.split=0", "num_members=4"]
+
+
+def test_an_interval_keeps_its_kind_of_number_and_its_scale():
+    _, (plain, log, whole) = split_axes(
+        ["a=interval(0,2)", "b=tag(log,interval(1e-4,1))", "c=tag(log,int(interval(1,64)))"]
+    )
+    assert (plain.low, plain.high, plain.log, plain.words) == (0.0, 2.0, False, ())
+    assert (log.low, log.high, log.log) == (1e-4, 1.0, True)
+    assert (whole.low, whole.high, whole.log) == (1, 64, True)
+    assert [type(end) for end in (plain.low, whole.low, whole.high)] == [float, int, int]
+    assert [one.first for one in (plain, log, whole)] == ["a=0.0", "b=0.0001", "c=1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("a=interval(2,1)", "from a number up to a larger one, got 2.0 to 1.0"),
+        ("a=int(interval(1.2,1.7))", "got 1 to 1"),
+        ("a=tag(log,interval(-1,1))", "begins above 0, got -1.0 to 1.0"),
+        ("a=tag(exp,interval(0,1))", "has the tag exp"),
+        ("a=shuffle(range(1,4))", "is shuffled"),
+        ("model=glob(zzz*)", "matches no value"),
+    ],
+)
+def test_an_axis_that_means_nothing_is_refused(word, said):
+    with pytest.raises(UsageError) as error:
+        split_axes([word])
+    assert said in str(error.value)
+    assert word in str(error.value)

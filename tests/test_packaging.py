@@ -174,7 +174,9 @@ def _imports(path: Path) -> set[str]:
 def test_every_import_is_a_declared_dependency():
     used = set().union(*(_imports(path) for path in (ROOT / "bdl_train").rglob("*.py")))
     provided = packages_distributions()
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["project"]["dependencies"]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    texts = [*PROJECT["project"]["dependencies"], *extras["sweep"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
     foreign = used - set(sys.stdlib_module_names) - {"bdl_train"}
     assert "torch" in foreign
     undeclared = {

@@ -57,7 +57,20 @@ class Cluster(ABC):
 
 
 class Launcher(Cluster):
-    """Carries out a plan from this process, `bdl train`."""
+    """Carries out a plan from this process, `bdl train`.
+
+    Attributes:
+        concurrent: Whether several threads may launch at the same time, after `open`.
+    """
+
+    concurrent = True
+
+    def open(self) -> None:
+        """Start what `launch` needs; `launch` by itself does so in time.
+
+        Raises:
+            UsageError, RunFailedError: it cannot be started.
+        """
 
     @abstractmethod
     def launch(

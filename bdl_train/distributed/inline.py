@@ -34,6 +34,7 @@ class Inline(Launcher):
 
     num_workers = 1
     ranks_per_stack = 1
+    concurrent = False  # threads of torch and the logs are the process's
 
     def resources(self) -> Resources:
         import torch

@@ -63,6 +63,9 @@ class RayCluster(Launcher):
             raise UsageError(f"The Ray at cluster.address={self.address} has no CPUs to hand out.")
         return held
 
+    def open(self) -> None:
+        self._connect()
+
     def launch(
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:

@@ -65,6 +65,9 @@ class RayLocal(Launcher):
                 gpus = torch.cuda.device_count()
         return Resources(self.num_cpus or len(os.sched_getaffinity(0)), gpus)
 
+    def open(self) -> None:
+        start(self.resources())
+
     def launch(
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,10 @@ class Settings:
     """The keys of `conf/runs.yaml`."""
 
     root: str
-    status: Literal["complete", "partial", "failed", "running", "queued", "requeued", "interrupted"] | None
+    status: (
+        Literal["complete", "partial", "failed", "running", "queued", "requeued", "interrupted", "pruned"]
+        | None
+    )
     limit: Annotated[int, Field(ge=1)] | None
 
 

@@ -15,8 +15,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +89,37 @@ class Work:
     start: float
 
 
+class Terminal:
+    """How a training meets the process around it: what it prints, shows and does on a signal, here in the main thread.
+
+    Attributes:
+        parts: Of the data, that are scored in the end.
+    """
+
+    parts: Sequence[str] = ("test",)
+
+    def check(self, work: Work) -> None:
+        """Called before anything is written.
+
+        Raises:
+            UsageError: this run is none that is wanted here.
+        """
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def listeners(self, the_plan: Plan) -> list[Tracker]:
+        """What follows the events of the stacks, beside the run's own tracker."""
+        return [Progress({task.id: len(task.members) for task in the_plan.stacks})]
+
+    def stopping(self, run_dir: RunDir) -> AbstractContextManager[None]:
+        """Around the training: turns a wish to stop into the run's STOP file."""
+        return _stop_on_signal(run_dir)
+
+    def show(self, title: str, evaluation: Evaluation) -> None:
+        show_metrics(title, evaluation.metrics)
+
+
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Train one run."""
     settled = _settled(config, options)
@@ -148,19 +179,30 @@ def _settled(config: dict[str, Any], options: Options) -> dict[str, Any]:
     return config if config["resume"] is None else resumed_config(config, options)
 
 
-def train(config: dict[str, Any], launcher: Launcher) -> tuple[Exit, RunDir | None]:
-    """One run from its config to its metrics; everything that can be refused is refused before a worker starts."""
+def train(
+    config: dict[str, Any], launcher: Launcher, terminal: Terminal | None = None, run_name: str | None = None
+) -> tuple[Exit, RunDir | None]:
+    """One run from its config to its metrics; everything that can be refused is refused before a worker starts.
+
+    Args:
+        config: Composed and settled.
+        launcher: Carries out the plan; several trainings may share it, in threads if it is `concurrent`.
+        terminal: What is around this training; None = the main thread of a process of its own.
+        run_name: Of the new run directory; None = made up.
+    """
+    terminal = terminal or Terminal()
     resume = Settings.of(config).resume
     if resume is not None and RunDir(Path(resume)).status() == "complete":
-        print(f"{resume} is complete: nothing to resume.")
+        terminal.say(f"{resume} is complete: nothing to resume.")
         return Exit.DONE, RunDir(Path(resume))
     work = checked(config, launcher)
+    terminal.check(work)
     if resume is not None:
-        return _resume(RunDir(Path(resume)), work, launcher)
-    run_dir = new_run(work)
+        return _resume(RunDir(Path(resume)), work, launcher, terminal)
+    run_dir = new_run(work, run_name)
     try:
         with _full_disk_said(run_dir), locked(run_dir):
-            return _carry_out(run_dir, work, work.plan, launcher)
+            return _carry_out(run_dir, work, work.plan, launcher, terminal)
     except UsageError:
         remove_untrained(run_dir)
         raise
@@ -196,9 +238,9 @@ def checked(config: dict[str, Any], cluster: Cluster) -> Work:
     return Work(config, settings, recipe, data, inputs_of(config, data), tracker, today, start)
 
 
-def new_run(work: Work) -> RunDir:
+def new_run(work: Work, name: str | None = None) -> RunDir:
     """A new run directory that holds the config and the plan: enough for `bdl train resume=RUN`."""
-    run_dir = RunDir.create(work.settings.output_dir, _experiment(work.settings, work.data))
+    run_dir = RunDir.create(work.settings.output_dir, _experiment(work.settings, work.data), name)
     try:
         _write_config(run_dir, work.config)
         write_json(run_dir.plan, {**work.plan.to_json(work.settings.seed), "inputs": work.inputs})
@@ -208,21 +250,23 @@ def new_run(work: Work) -> RunDir:
     return run_dir
 
 
-def _resume(run_dir: RunDir, work: Work, launcher: Launcher) -> tuple[Exit, RunDir]:
+def _resume(run_dir: RunDir, work: Work, launcher: Launcher, terminal: Terminal) -> tuple[Exit, RunDir]:
     with _full_disk_said(run_dir), locked(run_dir):
         check_unchanged(run_dir, work.inputs)
         # From here on the run is unfinished again: its old manifest would contradict the config that is written now.
         run_dir.manifest.unlink(missing_ok=True)
         recorded = Plan.from_json(read_json(run_dir.plan), work.settings.num_members)
         _write_config(run_dir, work.config)
-        return _carry_out(run_dir, work, refit(recorded, work.plan), launcher)
+        return _carry_out(run_dir, work, refit(recorded, work.plan), launcher, terminal)
 
 
-def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher) -> tuple[Exit, RunDir]:
+def _carry_out(
+    run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher, terminal: Terminal
+) -> tuple[Exit, RunDir]:
     for reason in the_plan.reasons:
-        print(f"plan: {reason}")
+        terminal.say(f"plan: {reason}")
     if work.settings.plan_only:
-        print(f"plan written to {run_dir.plan}; train it with: bdl train resume={run_dir.path}")
+        terminal.say(f"plan written to {run_dir.plan}; train it with: bdl train resume={run_dir.path}")
         return Exit.DONE, run_dir
     if work.settings.check_prior:
         from bdl_train.evaluation.prior_check import check_prior
@@ -231,38 +275,45 @@ def _carry_out(run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher) 
     old = run_dir.path.glob(f"stacks/*/{run_dir.stop_file.name}")
     for stop_file in (*([] if os.environ.get(KEEP_STOP) else [run_dir.stop_file]), *old):
         stop_file.unlink(missing_ok=True)
-    follower = Follower(
-        run_dir, [Progress({task.id: len(task.members) for task in the_plan.stacks}), work.tracker]
-    )
+    run_dir.pruned_file.unlink(missing_ok=True)
+    follower = Follower(run_dir, [*terminal.listeners(the_plan), work.tracker])
     follower.start(_stored(work.config))
     status, metrics, entries, evaluation = "failed", {}, [], None
     try:
-        with _stop_on_signal(run_dir):
+        with terminal.stopping(run_dir):
             results = launcher.launch(the_plan.stacks, Job(work.config, work.data, run_dir), follower.tick)
         if any(result["status"] == "stopped" for result in results.values()):
             status = "stopped"
         else:
             entries = member_entries(the_plan, results)
-            status, evaluation, metrics = _collect(run_dir, work, entries, results)
+            status, evaluation, metrics = _collect(run_dir, work, entries, results, terminal)
     finally:
         follower.finish(status, metrics)
     if status == "stopped":
-        print(f"stopped on request; finish it with: bdl train resume={run_dir.path}")
+        terminal.say(f"stopped on request; finish it with: bdl train resume={run_dir.path}")
         return Exit.STOPPED, run_dir
-    _report(run_dir, work.data, entries, evaluation)
+    _report(run_dir, work.data, entries, evaluation, terminal)
     return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run_dir
 
 
 def _collect(
-    run_dir: RunDir, work: Work, entries: list[dict[str, Any]], results: Mapping[str, Mapping[str, Any]]
+    run_dir: RunDir,
+    work: Work,
+    entries: list[dict[str, Any]],
+    results: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal,
 ) -> tuple[str, Evaluation | None, dict[str, float | None]]:
     """Write posterior, evaluation and, last, the manifest; returns status, evaluation and flat metrics."""
     status, evaluation, metrics = run_status(entries), None, {}
     if status != "failed":
         write_posterior(run_dir, work.config, work.recipe, work.data, entries, results)
-        print(f"scoring {len(work.data.test)} test rows", flush=True)
-        evaluation = evaluate(Predictor(read_artefact(run_dir.posterior)), work.data.test, work.data.target)
-        metrics = write_evaluation(run_dir, "test", evaluation, "test")
+        predictor = Predictor(read_artefact(run_dir.posterior))
+        for name in terminal.parts:
+            part = getattr(work.data, name)
+            terminal.say(f"scoring {len(part)} {name} rows")
+            scored = evaluate(predictor, part, work.data.target)
+            metrics |= write_evaluation(run_dir, name, scored, name)
+            evaluation = scored if name == "test" else evaluation
         write_json(run_dir.metrics, metrics)
     write_manifest(
         run_dir,
@@ -277,17 +328,21 @@ def _collect(
 
 
 def _report(
-    run_dir: RunDir, data: Data, entries: list[dict[str, Any]], evaluation: Evaluation | None
+    run_dir: RunDir,
+    data: Data,
+    entries: list[dict[str, Any]],
+    evaluation: Evaluation | None,
+    terminal: Terminal,
 ) -> None:
     lost = [entry for entry in entries if entry["status"] != "done"]
     for entry in lost:
-        print(f"member {entry['id']} failed: {entry['reason']}")
+        terminal.say(f"member {entry['id']} failed: {entry['reason']}")
     if evaluation is not None:
         members = (
             f"{len(entries) - len(lost)} of {len(entries)} members" if lost else f"{len(entries)} members"
         )
-        show_metrics(f"\n{data.name}: test metrics of {members} ({len(data.test)} rows)", evaluation.metrics)
-    print(f"\nrun: {run_dir.path}")
+        terminal.show(f"\n{data.name}: test metrics of {members} ({len(data.test)} rows)", evaluation)
+    terminal.say(f"\nrun: {run_dir.path}")
 
 
 # --- the run directory ------------------------------------------------------------------------------------------
