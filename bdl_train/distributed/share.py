@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bdl_train.distributed import Job, Launcher, Resources
-from bdl_train.distributed.plan import room
+from bdl_train.distributed import Job, Launcher, Resources, plan
 from bdl_train.training.prepared import StackTask
 
 
 def room(launcher: Launcher) -> int:
     """How many stacks the launcher can train at the same time."""
-    each = room(launcher.resources(), launcher.cpus_per_stack or 1, launcher.gpus_per_stack)
+    each = plan.room(launcher.resources(), launcher.cpus_per_stack or 1, launcher.gpus_per_stack)
     return min(each // launcher.ranks_per_stack, launcher.num_workers or each)
 
 
@@ -34,7 +33,9 @@ class Share(Launcher):
         self.ranks_per_stack = launcher.ranks_per_stack
         self.num_workers = launcher.num_workers and max(1, launcher.num_workers // num_shares)
         part = divided(launcher.resources(), num_shares)
-        holds = room(part, launcher.cpus_per_stack or 1, launcher.gpus_per_stack) >= launcher.ranks_per_stack
+        holds = (
+            plan.room(part, launcher.cpus_per_stack or 1, launcher.gpus_per_stack) >= launcher.ranks_per_stack
+        )
         self._resources = part if holds else launcher.resources()
 
     def resources(self) -> Resources:
