@@ -135,8 +135,8 @@ class RayLoop:
 
         bundle = {"CPU": task.cpus, **({"GPU": task.gpus} if task.gpus else {})}
         options.pop("label_selector", None)
-        labels = [allowed] * task.ranks if allowed else []
-        group = placement_group([bundle] * task.ranks, strategy="PACK", bundle_label_selector=labels)
+        more: dict[str, Any] = {"bundle_label_selector": [allowed] * task.ranks} if allowed else {}
+        group = placement_group([bundle] * task.ranks, strategy="PACK", **more)
         token, open_ = secrets.token_hex(4), []
         for rank in range(task.ranks):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from pydantic import Field
 from bdl_train.build import allowed_packages
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed._ray_loop import RayLoop
+from bdl_train.distributed.ray_address import require_answer, settled
 from bdl_train.distributed.ray_local import QUIET
 from bdl_train.distributed.ray_token import token_of
 from bdl_train.distributed.shared_folder import require_shared
@@ -19,11 +19,6 @@ from bdl_train.errors import UsageError
 from bdl_train.training.prepared import StackTask
 
 log = logging.getLogger(__name__)
-
-# Ray's own client waits for minutes at a port that is silent. Its server speaks gRPC, which is HTTP/2: both sides open
-# with a frame of settings (RFC 9113, section 3.4), whatever the token.
-_SETTINGS = b"\x04"
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 
 _joined = False
 """Whether this process joined a cluster; Ray knows one cluster a process."""
@@ -34,7 +29,7 @@ class RayCluster(Launcher):
     """An existing Ray.
 
     Attributes:
-        address: `IP:PORT` of its head, or `auto`: the Ray that runs on this machine.
+        address: `IP:PORT` of its head, or `auto`: RAY_ADDRESS, else the Ray that runs on this machine.
         token_file: A file with its token, readable by its owner only; null = the environment's RAY_AUTH_TOKEN.
         connect_timeout_s: Seconds to wait for an answer at the address.
         num_workers: Stacks at the same time; null = as many as there is room for, also on nodes that join later.
@@ -94,8 +89,10 @@ class RayCluster(Launcher):
         # How often Ray asks again, a second apart: a wrong token would otherwise take it 20 seconds.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")
         self._take_token()
-        if self.address != "auto":
-            self._knock()
+        address = settled(self.address)
+        by_environment = self.address == "auto" and os.environ.get("RAY_ADDRESS")
+        key = "RAY_ADDRESS" if by_environment else "cluster.address"
+        require_answer(address, key, self.connect_timeout_s)
         import ray
 
         global _joined
@@ -107,21 +104,21 @@ class RayCluster(Launcher):
             path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
             settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
         stale = os.environ.pop("RAY_ADDRESS", None) if self.address != "auto" else None
-        if stale not in (None, self.address):
+        if stale not in (None, address):
             log.warning("RAY_ADDRESS=%s is ignored: cluster.address=%s", stale, self.address)
         try:
-            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **settings)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **settings)
         except Exception as error:  # of many kinds: refused, unknown session, authentication
             cause = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             if "token" in str(cause).lower():
                 raise UsageError(
-                    f"The Ray at cluster.address={self.address} refuses the token: set RAY_AUTH_TOKEN or "
+                    f"The Ray at {key}={address} refuses the token: set RAY_AUTH_TOKEN or "
                     "cluster.token_file to the one that the cluster was started with."
                 ) from error
             raise UsageError(
-                f"cluster.address={self.address} cannot be joined ({type(error).__name__}: {error}). A driver runs on "
+                f"{key}={address} cannot be joined ({type(error).__name__}: {error}). A driver runs on "
                 "one of the cluster's nodes: log in there, or use `bdl submit cluster=ray_job`."
             ) from error
         _joined = True
@@ -138,19 +135,3 @@ class RayCluster(Launcher):
                 "or cluster.token_file."
             )
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-
-    def _knock(self) -> None:
-        host, colon, port = self.address.rpartition(":")
-        if not colon or not port.isdigit():
-            raise UsageError(f"cluster.address must be IP:PORT or auto, got {self.address!r}.")
-        try:
-            with socket.create_connection((host, int(port)), self.connect_timeout_s) as connection:
-                connection.sendall(_HTTP2_HELLO)
-                answer = connection.recv(9)
-            if answer[3:4] != _SETTINGS:
-                raise OSError("what answers there is no Ray")
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"Nobody answers at cluster.address={self.address} within {self.connect_timeout_s:g} s ({error}): is "
-                "the cluster up, and is this the port of its head (GCS)?"
-            ) from error

@@ -18,6 +18,8 @@ import torch
 from ray_nodes import RayNodes, ray_nodes
 from safetensors.torch import load_file
 
+from bdl_train.distributed import ray_address
+from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir, find_runs, read_json
 
 ON_CLUSTER = ("cluster=ray_cluster", "cluster.cpus_per_stack=1")
@@ -69,6 +71,40 @@ def test_a_port_that_is_no_ray_is_no_endless_wait(bdl, monkeypatch):
         said = bdl("train", *ON_CLUSTER, f"cluster.address={address}", "cluster.connect_timeout_s=0.2")
     assert said.status == 2
     assert f"Nobody answers at cluster.address={address} within 0.2 s (timed out)" in said.err
+
+
+def test_a_stale_address_of_the_environment_is_no_endless_wait(bdl, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = bdl("train", *ON_CLUSTER)
+    assert said.status == 2
+    assert "Nobody answers at RAY_ADDRESS=127.0.0.1:1 within 5 s" in said.err
+
+
+@pytest.mark.parametrize(
+    ("running", "noted", "expected"),
+    [
+        ({"10.0.0.1:1"}, None, "10.0.0.1:1"),
+        ({"10.0.0.1:1"}, "10.0.0.9:9", "10.0.0.1:1"),  # what was noted has ended
+        ({"10.0.0.1:1", "10.0.0.2:2"}, "10.0.0.2:2", "10.0.0.2:2"),
+        (set(), "10.0.0.9:9", "10.0.0.9:9"),
+        ({"10.0.0.1:1", "10.0.0.2:2"}, None, "2 Rays run on this machine, 10.0.0.1:1, 10.0.0.2:2: name one"),
+        ({"10.0.0.1:1", "10.0.0.2:2"}, "10.0.0.9:9", "name one"),
+        (set(), None, "no Ray runs on this machine"),
+    ],
+)
+def test_auto_is_one_ray_or_none(running, noted, expected, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_address, "_running", lambda: set(running))
+    monkeypatch.setattr(ray_address, "_noted", lambda: noted)
+    try:
+        found = ray_address.settled("auto")
+    except UsageError as error:
+        found = str(error)
+    assert expected in found
+    assert ray_address.settled("10.0.0.3:3") == "10.0.0.3:3"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:4")
+    assert ray_address.settled("auto") == "10.0.0.4:4"
 
 
 # --- a real cluster -----------------------------------------------------------------------------------------------

@@ -67,9 +67,10 @@ def test_a_worker_that_does_not_see_the_run_says_so_and_writes_nothing(ray_sessi
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_stack_on_a_node_that_does_not_see_the_run_is_placed_elsewhere(on_ray, train, monkeypatch):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stack_on_a_node_that_does_not_see_the_run_is_placed_elsewhere(ranks, on_ray, monkeypatch):
     def blind_once(task, job, packages, rank=0, token=""):
-        seen = job.run.path / f"tried-{task.id}"
+        seen = job.run.path / f"tried-{task.id}-{rank}"
         if task.id == "001" and not seen.exists():
             seen.touch()
             return {"status": "blind", "id": "f" * 56, "node": "far"}
@@ -77,7 +78,7 @@ def test_a_stack_on_a_node_that_does_not_see_the_run_is_placed_elsewhere(on_ray,
 
     true_work = _ray_loop.work_remotely
     monkeypatch.setattr(_ray_loop, "work_remotely", blind_once)
-    said = on_ray("cluster.members_per_stack=2")
+    said = on_ray("cluster.members_per_stack=2", f"cluster.ranks_per_stack={ranks}")
     assert "The node far does not see" in said.err
     assert [one["node"] for one in decisions(said.run, "blind")] == ["far"]
     assert [one["stack"] for one in decisions(said.run, "launched")] == ["000", "001", "001"]
