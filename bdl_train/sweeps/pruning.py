@@ -24,6 +24,7 @@ class Curve:
     max_epochs: int
     _stacks: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     _num_steps: dict[str, int] = field(default_factory=dict)
+    _ended: set[str] = field(default_factory=set)
 
     def take(self, stack: str, event: Mapping[str, Any]) -> None:
         """One event, in the order of its file."""
@@ -33,11 +34,19 @@ class Curve:
             epoch = round(event["step"] * self.max_epochs / self._num_steps[stack])
             value = math.inf if event["value"] is None else float(event["value"])  # null: not finite
             self._stacks.setdefault(stack, []).append((epoch, value))
+        elif event["key"] == "member":
+            self._ended.add(stack)
 
     def points(self) -> list[tuple[int, float]]:
-        """The mean over the stacks that have come as far; a stack that has ended earlier is left at its best."""
-        stacks = [sorted(one) for one in list(self._stacks.values())]  # copies: another thread takes events
-        epochs = sorted({epoch for one in stacks for epoch, _ in one})
+        """The mean over the stacks, up to the epoch that all of them that train have reached: one that started late
+        would otherwise be held against epochs it has not seen. A stack that has ended is left at its best.
+        """
+        items = list(self._stacks.items())  # copies: another thread takes events
+        cut = {name[:-1] for name, _ in items if name[-1] in "ab"}  # halves stand for the stack that was cut
+        named = {name: sorted(one) for name, one in items if name not in cut}
+        stacks = list(named.values())
+        end = min((one[-1][0] for name, one in named.items() if name not in self._ended), default=math.inf)
+        epochs = sorted({epoch for one in stacks for epoch, _ in one if epoch <= end})
         found = []
         for epoch in epochs:
             values = [best(one, epoch) for one in stacks if one[0][0] <= epoch]

@@ -13,6 +13,9 @@ def events(*nll: float | None, steps_per_epoch: int = 12, num_epochs: int = 20):
         yield {"key": "val/stack_nll", "step": epoch * steps_per_epoch, "value": value}
 
 
+DONE = {"key": "member", "step": 24, "member": 0, "value": "done"}
+
+
 def curve_of(**stacks) -> Curve:
     curve = Curve(20)
     for stack, its_events in stacks.items():
@@ -31,8 +34,24 @@ def test_what_is_not_finite_is_worse_than_all():
 
 def test_the_mean_is_over_the_stacks_that_have_come_as_far():
     # The second stack waits for its turn, and the first has stopped early when it passes.
-    found = curve_of(a=events(0.5, 0.3), b=events(0.9, 0.7, 0.6)).points()
+    found = curve_of(a=[*events(0.5, 0.3), DONE], b=events(0.9, 0.7, 0.6)).points()
     assert found == [(1, pytest.approx(0.7)), (2, pytest.approx(0.5)), (3, pytest.approx(0.45))]
+
+
+def test_a_stack_that_started_late_is_not_held_against_epochs_it_has_not_seen():
+    falling = [1 / epoch for epoch in range(1, 11)]
+    others = [curve_of(s0=[*events(*falling), DONE], s1=[*events(*falling), DONE]).points()] * 3
+    for seen in range(1, 11):  # the same trial, its second stack behind the first
+        own = curve_of(s0=events(*falling), s1=events(*falling[:seen])).points()
+        assert own[-1][0] == seen
+        assert not judged(own, others)
+    own = curve_of(s0=[*events(*falling), DONE], s1=events(*[9.0] * 5)).points()
+    assert judged(own, others)
+
+
+def test_halves_stand_for_the_stack_that_was_cut():
+    found = curve_of(**{"000": events(0.9), "000a": events(0.5, 0.3), "000b": events(0.3, 0.1)}).points()
+    assert found == [(1, pytest.approx(0.4)), (2, pytest.approx(0.2))]
 
 
 def test_epochs_are_the_trials_own_whatever_its_batch_size():
