@@ -118,3 +118,7 @@ class Submitter(Cluster):
         Raises:
             UsageError: the system is not there or refuses, in its own words.
         """
+
+    @abstractmethod
+    def state(self, submission: Submission) -> str:
+        """`queued`, `running`, `ended`, or `unknown` while the system does not answer."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from bdl_train.distributed import Resources, Submission, Submitter
 from bdl_train.distributed.driver_command import driver_command
+from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir, write_bytes
 
 FILE = "rayjob.yaml"
@@ -52,6 +53,9 @@ class Kuberay(Submitter):
         write_bytes(run.path / FILE, yaml.safe_dump(self.manifest(run), sort_keys=False).encode())
         print(f"hand it over with: kubectl create -f {run.path / FILE}")
         return Submission("kuberay", (self._name(run),), FILE)
+
+    def state(self, submission: Submission) -> str:
+        raise UsageError("follow=true: a job that kubectl hands over is watched with kubectl.")
 
     def manifest(self, run: RunDir) -> dict[str, Any]:
         """The RayJob (ray.io/v1) of a run."""

@@ -79,6 +79,13 @@ class RayJob(Submitter):
         job = self._ask("/api/jobs/", asked)["submission_id"]
         return Submission("ray_job", (job,), "ray_job/job.log", self.address)
 
+    def state(self, submission: Submission) -> str:
+        try:
+            found = self._ask(f"/api/jobs/{urllib.parse.quote(submission.ids[0], safe='')}")
+        except UsageError:  # it may answer again
+            return "unknown"
+        return STATES.get(found.get("status"), "unknown")
+
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of the dashboard.
 
@@ -109,12 +116,15 @@ class RayJob(Submitter):
 
 
 def state_of(submission: Mapping[str, Any]) -> str:
-    """`queued`, `running`, `ended`, or `unknown` when the dashboard does not answer."""
+    """`queued`, `running`, `ended`, or `unknown` when the dashboard does not answer without a token.
+
+    The address comes from a run directory, which anybody may have written: no token is sent there.
+    """
     address, (job, *_) = str(submission.get("address", "")), [*submission.get("ids", ()), ""]
     if not address.startswith(("http://", "https://")):
         return "unknown"
     try:
-        found = _answer(address, f"/api/jobs/{urllib.parse.quote(str(job), safe='')}", token_of(None), 5.0)
+        found = _answer(address, f"/api/jobs/{urllib.parse.quote(str(job), safe='')}", None, 5.0)
         return STATES.get(found["status"], "unknown")
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"

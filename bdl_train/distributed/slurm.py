@@ -94,6 +94,9 @@ class Slurm(Submitter):
         submit = self._submit_ray if self.shape == "ray" else self._submit_array
         return submit(run.path.absolute(), folder)
 
+    def state(self, submission: Submission) -> str:
+        return state_of({"ids": submission.ids})
+
     def site_script(self) -> str:
         """What every job sources first."""
         lines = [f"module load {shlex.quote(module)}" for module in self.modules]

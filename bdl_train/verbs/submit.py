@@ -19,12 +19,14 @@ from bdl_train.build import build
 from bdl_train.config import Options, override_key
 from bdl_train.distributed import Cluster, Submission, Submitter
 from bdl_train.distributed.queues import state_of
-from bdl_train.errors import Exit, UsageError
+from bdl_train.errors import Exit, RunFailedError, UsageError
 from bdl_train.runs import RunDir, lock_is_held, read_json, write_json
 from bdl_train.verbs._resume import check_unchanged, resumed_config
 from bdl_train.verbs.train import checked, new_run, remove_untrained
 
 POLL_S = 1.0
+MOST_UNKNOWN = 120
+"""Times that the state may be asked for in vain, one after another."""
 ACTIVE = ("queued", "running")
 STATUS = {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}
 
@@ -55,7 +57,7 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     if not follow:
         return Exit.DONE
     try:
-        return _follow(run_dir, submission)
+        return _follow(run_dir, submission, cluster)
     except KeyboardInterrupt:
         print("\nno longer followed; the job goes on", file=sys.stderr)
         raise
@@ -88,9 +90,9 @@ def _prepared(config: dict[str, Any], options: Options, cluster: Submitter) -> R
     return run_dir
 
 
-def _follow(run_dir: RunDir, submission: Submission) -> Exit:
+def _follow(run_dir: RunDir, submission: Submission, cluster: Submitter) -> Exit:
     """Print the job's log as it grows, until the job has ended."""
-    path, offset, state = run_dir.path / submission.log, 0, ""
+    path, offset, state, unknown = run_dir.path / submission.log, 0, "", 0
     while True:
         ended = state == "ended"  # what is in the file now is all of it
         if path.is_file():
@@ -102,7 +104,13 @@ def _follow(run_dir: RunDir, submission: Submission) -> Exit:
             sys.stdout.flush()
         if ended:
             break
-        now = state_of(asdict(submission))
+        now = cluster.state(submission)
+        unknown = unknown + 1 if now == "unknown" else 0
+        if unknown >= MOST_UNKNOWN:
+            raise RunFailedError(
+                f"the queue says nothing of job {', '.join(submission.ids)} any more. It may go on: see "
+                f"{path}, and `bdl runs`."
+            )
         if now != state and now != "ended":
             print(f"[{now}]", flush=True)
         state = now

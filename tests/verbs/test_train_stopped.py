@@ -51,7 +51,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
     def end(self, trainer, pl_module, *args):
         if pl_module.state.step >= step:
-            self._stop_file.touch()
+            self._stop_files[0].touch()
         return true_end(self, trainer, pl_module, *args)
 
     with pytest.MonkeyPatch.context() as patch:
