@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 THREAD = "trial "
+_computing = threading.Lock()
+"""Data modules and networks are made under seeds of torch's global generator: one trial at a time."""
 
 
 @dataclass
@@ -74,6 +76,9 @@ class TrialTerminal(Terminal):
 
     def stopping(self, run_dir: RunDir) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def computing(self) -> AbstractContextManager[Any]:
+        return _computing
 
     def show(self, title: str, evaluation: Evaluation) -> None:
         pass

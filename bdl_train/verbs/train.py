@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +116,10 @@ class Terminal:
         """Around the training: turns a wish to stop into the run's STOP file."""
         return _stop_on_signal(run_dir)
 
+    def computing(self) -> AbstractContextManager[Any]:
+        """Around what this process computes itself: torch's global generator is not for several threads at once."""
+        return nullcontext()
+
     def show(self, title: str, evaluation: Evaluation) -> None:
         show_metrics(title, evaluation.metrics)
 
@@ -195,7 +199,8 @@ def train(
     if resume is not None and RunDir(Path(resume)).status() == "complete":
         terminal.say(f"{resume} is complete: nothing to resume.")
         return Exit.DONE, RunDir(Path(resume))
-    work = checked(config, launcher)
+    with terminal.computing():
+        work = checked(config, launcher)
     terminal.check(work)
     if resume is not None:
         return _resume(RunDir(Path(resume)), work, launcher, terminal)
@@ -286,7 +291,8 @@ def _carry_out(
             status = "stopped"
         else:
             entries = member_entries(the_plan, results)
-            status, evaluation, metrics = _collect(run_dir, work, entries, results, terminal)
+            with terminal.computing():
+                status, evaluation, metrics = _collect(run_dir, work, entries, results, terminal)
     finally:
         follower.finish(status, metrics)
     if status == "stopped":

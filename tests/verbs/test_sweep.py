@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from command_line import TINY
 
 from bdl_train.config import compose
-from bdl_train.distributed import ray_local
+from bdl_train.distributed import Resources, ray_local
+from bdl_train.distributed.inline import Inline
 from bdl_train.distributed.ray_local import RayLocal
 from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.schema import Schema
 from bdl_train.sweeps.record import SweepDir, Trial
 from bdl_train.verbs import _trials
+from bdl_train.verbs import train as train_verb
 
 GRID = ("optimizer.lr=0.001,0.05", "inference=deep_ensemble,swag")
 
@@ -406,3 +409,30 @@ def test_trials_run_side_by_side_on_one_ray(ray_session, bdl, monkeypatch):
     )
     for mine, theirs in zip(trials_of(folder), trials_of("runs/one"), strict=True):
         assert weights(folder, mine) == weights(Path("runs/one"), theirs)
+
+
+def test_trials_make_their_data_and_networks_one_at_a_time(sweep, monkeypatch):
+    inside, most = [], []
+
+    def alone(true):
+        def call(*args):
+            inside.append(threading.get_ident())
+            most.append(len(inside))
+            time.sleep(0.05)
+            try:
+                return true(*args)
+            finally:
+                inside.pop()
+
+        return call
+
+    monkeypatch.setattr(train_verb, "checked", alone(train_verb.checked))
+    monkeypatch.setattr(train_verb, "_collect", alone(train_verb._collect))
+    monkeypatch.setattr(Inline, "concurrent", True)  # threads without the cost of a Ray
+    monkeypatch.setattr(Inline, "num_workers", 2)
+    monkeypatch.setattr(Inline, "launch", lambda *args: {})  # every stack is lost, and nothing is trained
+    monkeypatch.setattr(Inline, "resources", lambda self: Resources(2, 0))
+    said = sweep("inference=deep_ensemble", "optimizer.lr=0.01,0.02,0.03", "name=alone", status=1)
+    assert "2 at a time" in said.out
+    assert len(most) == 6
+    assert max(most) == 1
