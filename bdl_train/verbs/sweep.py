@@ -332,15 +332,22 @@ def _config_of(folder: SweepDir, words: Words, trial: Trial, options: Options) -
 
 @contextmanager
 def _stop_on_signal(sweep: Trials) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks all trials to save and stop; the second ends at once."""
+    """The first Ctrl-C, SIGTERM or SIGUSR1 asks all trials to save and stop; a second Ctrl-C or SIGTERM ends at once.
+
+    SIGUSR1 is how batch systems warn of the end of a job.
+    """
 
     def stop(signum: int, frame: Any) -> None:
         if sweep.stop.is_set():
+            if signum == signal.SIGUSR1:
+                return
             raise KeyboardInterrupt
         sweep.stop.set()
         os.write(2, b"\nstopping: trials save their state (once more to end at once)\n")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     try:
         yield
     finally:

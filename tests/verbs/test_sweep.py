@@ -281,7 +281,7 @@ def wait_for(condition, process: subprocess.Popen, deadline_s: float = 120) -> N
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])
 def test_a_sweep_that_was_cut_off_goes_on_with_what_is_missing(number, tmp_path, bdl):
     folder = tmp_path / "runs" / "cut"
     process = start(tmp_path, *CUT, "name=cut")
@@ -293,15 +293,15 @@ def test_a_sweep_that_was_cut_off_goes_on_with_what_is_missing(number, tmp_path,
         out = process.communicate(timeout=120)[0]
     finally:
         process.kill()
-    assert process.returncode == (75 if number == signal.SIGINT else -number), out
+    assert process.returncode == (-number if number == signal.SIGKILL else 75), out
     first, second = trials_of(folder)
     assert (first.status, second.status) == ("complete", "running")
     assert RunDir(folder / second.run).status() == "interrupted"
     kept = times(folder / first.run)
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert "bdl sweep resume=runs/cut" in out
     said = (
-        bdl("sweep", "resume=runs/cut") if number == signal.SIGINT else bdl("sweep", *TINY, *CUT, "name=cut")
+        bdl("sweep", "resume=runs/cut") if number != signal.SIGKILL else bdl("sweep", *TINY, *CUT, "name=cut")
     )
     assert said.status == 0, said.out + said.err
     assert "trial 1 goes on: seed=2" in said.out
