@@ -43,6 +43,7 @@ TESTED_BY = {
     "manual": "test_cli.py",
     "training/prepared": "training/test_train_stack.py",
     "verbs/submit": "distributed/test_slurm.py",
+    "distributed/ray_address": "distributed/test_ray_cluster.py",
     "distributed/shared_folder": "distributed/test_ray_cluster.py",
     "schema": "test_config.py",
     "schedulers/constant": "schedulers/test_every_schedule.py",
