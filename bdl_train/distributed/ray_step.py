@@ -6,6 +6,7 @@ node (own ports, own token, own processes only), resources are those of the allo
 Ray's daemons, nodes may join late, and the status is not 0 when Ray did not start.
 """
 
+import importlib.util
 import json
 import os
 import secrets
@@ -158,6 +159,10 @@ def start_command(
         f"--port={base}",
         f"--dashboard-port={base + 2}",
     ]
+    if importlib.util.find_spec("grpc") is not None:
+        # Where Ray's client is installed its server comes with the head, by default on the one port 10001 of the machine;
+        # where it is not, naming a port is an error.
+        words += [f"--ray-client-server-port={base + 1}"]
     words += ["--include-dashboard=false", f"--system-config={json.dumps(HEALTH)}"]
     return words
 

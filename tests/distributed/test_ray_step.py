@@ -70,6 +70,13 @@ def test_head_and_node_are_started_within_the_allocation(tmp_path):
     assert "--head" not in node
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_client_of_ray_gets_a_port_of_the_job_or_none(installed, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_step.importlib.util, "find_spec", lambda name: object() if installed else None)
+    words = start_command(Allocation.of(SLURM), "10.0.0.1", 21000, tmp_path, None)
+    assert ("--ray-client-server-port=21001" in words) == installed
+
+
 def test_a_folder_too_long_for_sockets_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UsageError, match=r"BDL_RAY_TMP=.*is too long for Ray's sockets"):
         Step(RunDir(tmp_path), Allocation.of(SLURM), {**SLURM, "BDL_RAY_TMP": "/tmp/" + "x" * 40})
