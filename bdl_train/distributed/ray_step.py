@@ -160,8 +160,8 @@ def start_command(
         f"--dashboard-port={base + 2}",
     ]
     if importlib.util.find_spec("grpc") is not None:
-        # Where Ray's client is installed its server comes with the head, by default on the one port 10001 of the machine;
-        # where it is not, naming a port is an error.
+        # Where Ray's client is installed its server comes with the head, by default on the one port 10001 of the
+        # machine; where it is not, naming a port is an error.
         words += [f"--ray-client-server-port={base + 1}"]
     words += ["--include-dashboard=false", f"--system-config={json.dumps(HEALTH)}"]
     return words
