@@ -113,6 +113,7 @@ def _group_lives(pid: int) -> bool:
 @pytest.mark.ray
 def test_a_job_of_a_real_cluster_gives_the_members_of_one_process(cluster, bdl, train):
     words = ("cluster=ray_job", f"cluster.address={cluster}", "cluster.cpus_per_stack=1", *WORDS)
+    words += ("cluster.timeout_s=90",)  # on a busy machine the dashboard learns late what its nodes have
     said = bdl("submit", *words, "follow=true")
     assert said.status == 0, said.out + said.err
     (run,) = find_runs("runs")
