@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bdl_train.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 """A lock of another machine whose heartbeat is older than this belongs to a process that is gone."""
+
+DEEPEST_CONFIG = 50
+"""Levels of a config that a listing reads."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,26 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read: {error}. The run directory is damaged.") from error
 
 
+def glance_at_config(run: RunDir) -> dict[str, Any]:
+    """The stored config for a listing, which shows what it can: {} where it cannot be read.
+
+    libyaml builds nested nodes by recursion in C and would overflow the stack on a hostile file: the depth is counted
+    on its events first, which do not nest.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text, depth = run.config.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_CONFIG:
+                return {}
+        found = yaml.load(text, loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -333,9 +358,10 @@ def _acquire(lock: Path, token: str) -> None:
     with _alone_in(lock.parent):
         if lock_is_held(lock):
             holder = read_json(lock)
+            age = max(0.0, time.time() - float(holder["heartbeat"]))
             raise UsageError(
-                f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}: "
-                "wait for it, or stop it first."
+                f"{lock.parent} is in use by process {holder['pid']} on {holder['host']}, which was heard "
+                f"{age:.0f} s ago: wait for it, or stop it first."
             )
         write_bytes(lock, _lock_content(token))
 

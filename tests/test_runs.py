@@ -22,6 +22,7 @@ from bdl_train.runs import (
     EventWriter,
     RunDir,
     find_runs,
+    glance_at_config,
     is_run,
     lock_is_held,
     locked,
@@ -258,7 +259,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(run: RunDir):
 
 def test_the_lock_of_a_silent_machine_is_taken_over(run: RunDir):
     put_lock(run, host="elsewhere", pid=1)
-    with pytest.raises(UsageError, match="in use by process 1 on elsewhere"), locked(run):
+    with pytest.raises(UsageError, match="process 1 on elsewhere, which was heard [0-9] s ago"), locked(run):
         pass
     put_lock(run, host="elsewhere", pid=1, heartbeat=time.time() - runs.STALE_S - 1)
     with locked(run):
@@ -421,3 +422,22 @@ def test_a_block_that_the_disk_took_in_part_is_an_error_and_tears_no_later_line(
     writer.write("a", [(None, 2)], step=1)
     writer.close()
     assert [value for *_, value in events_of(EventReader(run))] == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 3\ndata: {split: 1}\n", {"seed": 3, "data": {"split": 1}}),
+        ("[" * 100_000, {}),  # libyaml's loader would overflow the stack
+        ("- " * 100_000, {}),
+        ("seed: [3\n", {}),
+        ("- 3\n", {}),
+        ("!!python/object/apply:os.getcwd []\n", {}),
+    ],
+)
+def test_a_listing_reads_what_it_can_of_a_config(text, expected, run: RunDir):
+    run.config.parent.mkdir(parents=True, exist_ok=True)
+    run.config.write_text(text)
+    assert glance_at_config(run) == expected
+    run.config.unlink()
+    assert glance_at_config(run) == {}

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bdl_train.data import Data
 from bdl_train.runs import RunDir
-from bdl_train.training.prepared import StackTask
+
+if TYPE_CHECKING:  # torch and Lightning, seconds; asking a queue needs neither
+    from bdl_train.data import Data
+    from bdl_train.training.prepared import StackTask
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Job:
     """What every stack of a run shares."""
 
     config: Mapping[str, Any]
-    data: Data
+    data: "Data"
     run: RunDir
 
 
@@ -74,7 +76,7 @@ class Launcher(Cluster):
 
     @abstractmethod
     def launch(
-        self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
+        self, tasks: "Sequence[StackTask]", job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:
         """Train every stack; a stack that fails does not end the others.
 

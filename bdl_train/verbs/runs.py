@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from bdl_train.build import settings_of
 from bdl_train.config import Options
 from bdl_train.distributed.queues import state_of
 from bdl_train.errors import Exit
-from bdl_train.runs import RunDir, find_runs
+from bdl_train.runs import RunDir, find_runs, glance_at_config
 
 HEADLINES = ("test/nll", "test/rmse", "test/accuracy")
 
@@ -88,12 +87,7 @@ def _members(run_dir: RunDir) -> str:
 
 def _what(run_dir: RunDir) -> tuple[str, str, str]:
     """Method, data split and seed as the config has them; what it lacks is blank."""
-    try:
-        config = yaml.load(
-            run_dir.config.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (OSError, ValueError, yaml.YAMLError):
-        config = None
+    config = glance_at_config(run_dir)
     target, split, seed = (
         _at(config, "inference", "_target_"),
         _at(config, "data", "split"),

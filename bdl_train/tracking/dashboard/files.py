@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bdl_train.runs import RunDir
+from bdl_train.runs import RunDir, glance_at_config
 from bdl_train.tracking.outcome import coverage, metrics_table, reliability
 
 HEADLINES = ("test/nll", "test/accuracy", "test/rmse", "test/crps", "test/ece", "test/coverage_95")
@@ -39,11 +37,7 @@ def config_of(run: RunDir) -> str:
 
 def row_of(run: RunDir, root: Path) -> dict[str, Any]:
     """One run in the list."""
-    try:
-        config = yaml.load(config_of(run), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
-        config = None
-    config = config if isinstance(config, dict) else {}
+    config = glance_at_config(run)
     plan, manifest, metrics = json_of(run.plan), json_of(run.manifest), json_of(run.metrics)
     stacks = plan.get("stacks") if isinstance(plan.get("stacks"), list) else []
     members = manifest.get("members") if isinstance(manifest.get("members"), list) else []

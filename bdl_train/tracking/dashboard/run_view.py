@@ -35,7 +35,8 @@ class RunView:
         self._stacks: dict[str, dict[str, Any]] = {}
         self._members: dict[int, dict[str, Any]] = {}
         self._decisions: list[dict[str, Any]] = []
-        self._speed: deque[tuple[float, float]] = deque()
+        self._speed: deque[tuple[float, str, float]] = deque()
+        self._last: dict[tuple[str, str], dict[int, int]] = {}
         self._num_events = 0
         self._planned()
 
@@ -107,7 +108,8 @@ class RunView:
             others: list[dict[str, Any]] = []
             for key, (members, steps, values) in parse(block, others.append).items():
                 self._num_events += len(steps)
-                self._curves[key].add(steps, values)
+                new = self._new_steps(stack, key, members, steps)
+                self._curves[key].add(steps[new], values[new])
                 if key in ("train/nll", "val/nll"):
                     # The last number of each member.
                     unique, last = np.unique(members[::-1], return_index=True)
@@ -126,6 +128,17 @@ class RunView:
         for event in decisions:
             if event["key"] != "launched" and isinstance(event["value"], dict):
                 self._decisions.append({"time": event["time"], "key": event["key"], **event["value"]})
+
+    def _new_steps(self, stack: str, key: str, members: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Places of numbers `[n]` that count: work repeated from a checkpoint gives the same numbers once more."""
+        first = np.unique(np.stack([members, steps]), axis=1, return_index=True)[1]
+        whose, at = np.unique(members[first], return_inverse=True)
+        last = self._last.setdefault((stack, key), {})
+        seen = np.array([last.get(number, -1) for number in whose.tolist()])
+        new = np.sort(first[steps[first] > seen[at]])
+        np.maximum.at(seen, at, steps[first])
+        last.update(zip(whose.tolist(), seen.tolist(), strict=True))
+        return new
 
     def _new(self, path: Path) -> bytes:
         """Whole lines that were written since the last call."""
@@ -155,7 +168,7 @@ class RunView:
             step = value.get("step") or 0
             done = max(0, step - before) * len(one["members"])
             one |= {"step": step, "num_steps": value.get("num_steps"), "active": value.get("active")}
-            self._speed.append((event["time"], float(done)))
+            self._speed.append((event["time"], stack, float(done)))
         elif key == "stopped":
             self._set(one, "stopped")
         elif key == "split":
@@ -221,12 +234,30 @@ class RunView:
             total += size * longest
             finished = one["state"] == "done"
             done += size * (longest if finished else min(one.get("step", 0) or 0, longest))
-        now = time.time()
-        while self._speed and self._speed[0][0] < now - WINDOW_S:
-            self._speed.popleft()
-        per_s = None
-        if status == "running" and len(self._speed) > 1:
-            span = max(now - self._speed[0][0], 1.0)
-            per_s = sum(steps for _, steps in list(self._speed)[1:]) / span
-        left = (total - done) / per_s if per_s and total > done else None
-        return {"share": done / total if total else 0.0, "per_s": per_s, "left_s": left}
+        per_s, left = self._speed_now(status, time.time()), None
+        if per_s and total > done:
+            # The slowest stack may take longer than all the work at the speed of all.
+            own = [
+                (longest - (one.get("step") or 0)) * len(one["members"]) / speed
+                for name, one in self._stacks.items()
+                if (speed := per_s.get(name)) and one["state"] == "running"
+            ]
+            left = max([(total - done) / sum(per_s.values()), *own])
+        all_of_them = sum(per_s.values()) if per_s else None
+        return {"share": done / total if total else 0.0, "per_s": all_of_them, "left_s": left}
+
+    def _speed_now(self, status: str, now: float) -> dict[str, float] | None:
+        """Member-steps a second of each stack that runs and reported in the window; None if nothing is known."""
+        self._speed = deque(one for one in self._speed if one[0] >= now - WINDOW_S)
+        if status != "running":
+            return None
+        reports: dict[str, list[tuple[float, float]]] = {}
+        for when, stack, steps in self._speed:
+            if self._stacks[stack]["state"] == "running":
+                reports.setdefault(stack, []).append((when, steps))
+        # What the first report tells was done before the window.
+        return {
+            stack: sum(steps for _, steps in known[1:]) / max(now - known[0][0], 1.0)
+            for stack, known in reports.items()
+            if len(known) > 1
+        } or None

@@ -85,6 +85,44 @@ def test_progress_speed_and_what_is_left(run, monkeypatch):
     assert progress["left_s"] == pytest.approx(30.0)
 
 
+def test_steps_that_were_trained_twice_count_once(run):
+    write(run, "000", *(("val/nll", member, step, float(member)) for step in (10, 20) for member in (0, 1)))
+    view = RunView(run)
+    view.answer()
+    # From the checkpoint of step 10 on, in the same block of the file as what is new.
+    write(
+        run,
+        "000",
+        ("val/nll", 1, 20, 1.0),
+        ("val/nll", 0, 20, 0.0),
+        ("val/nll", 0, 30, 4.0),
+        ("val/nll", 0, 30, 4.0),
+    )
+    for answer in (view.answer(), RunView(run).answer()):
+        curve = answer["curves"]["val/nll"]
+        assert (curve["step"], curve["count"]) == ([10.0, 20.0, 30.0], [2, 2, 1])
+        assert curve["mean"] == [0.5, 0.5, 4.0]
+
+
+def test_a_stack_that_has_ended_adds_nothing_to_the_speed(run, monkeypatch):
+    monkeypatch.setattr(RunDir, "status", lambda self: "running")
+    monkeypatch.setattr("bdl_train.runs.time.time", lambda: clock[0])
+    clock = [1000.0]
+    second = {**STARTED, "members": [2, 3]}
+    for stack, start in (("000", STARTED), ("001", second)):
+        write(run, stack, ("started", None, 0, start), ("progress", None, 0, {"step": 0, "num_steps": 100}))
+    clock[0] += 10
+    write(run, "000", ("progress", None, 100, {"step": 100, "num_steps": 100}))
+    write(run, "000", ("member", 0, 100, "done"), ("member", 1, 100, "done"))
+    write(run, "001", ("progress", None, 20, {"step": 20, "num_steps": 100}))
+    progress = RunView(run).answer()["progress"]
+    assert progress["share"] == pytest.approx(240 / 400)
+    assert progress["per_s"] == pytest.approx(4.0)
+    assert progress["left_s"] == pytest.approx(40.0)
+    clock[0] += 40  # nothing was heard for longer than the window
+    assert RunView(run).answer()["progress"]["per_s"] is None
+
+
 def test_decisions_and_curves_and_plan_are_told(run):
     writer = EventWriter(run.driver_events)
     writer.write("launched", [(None, {"stack": "000"})], step=0)
