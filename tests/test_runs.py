@@ -259,7 +259,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(run: RunDir):
 
 def test_the_lock_of_a_silent_machine_is_taken_over(run: RunDir):
     put_lock(run, host="elsewhere", pid=1)
-    with pytest.raises(UsageError, match="process 1 on elsewhere, which was heard [0-9] s ago"), locked(run):
+    with pytest.raises(UsageError, match=r"process 1 on elsewhere, which was heard [0-9] s ago"), locked(run):
         pass
     put_lock(run, host="elsewhere", pid=1, heartbeat=time.time() - runs.STALE_S - 1)
     with locked(run):

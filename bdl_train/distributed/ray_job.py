@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -128,6 +129,12 @@ def state_of(submission: Mapping[str, Any]) -> str:
         return STATES.get(found["status"], "unknown")
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
+
+
+def states_of(submissions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As `state_of`, of each; a dashboard that is gone costs its time limit once for eight of them."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(state_of, submissions))
 
 
 def _answer(

@@ -217,29 +217,49 @@ _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD
 
 
 def state_of(submission: Mapping[str, Any]) -> str:
-    """`queued`, `running`, `ended`, or `unknown`, from whichever of squeue, sacct and scontrol knows the jobs.
+    """As `states_of`, of one."""
+    return states_of([submission])[0]
 
-    A site may have no accounting (no sacct), and Slurm itself forgets a job minutes after its end: one that squeue
-    does not list, and that nobody remembers, has ended.
+
+def states_of(submissions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`queued`, `running`, `ended` or `unknown` of each, from whichever of squeue, sacct and scontrol knows its jobs.
+
+    Each program is asked once, of all jobs. A site may have no accounting (no sacct), and Slurm itself forgets a job
+    minutes after its end: one that squeue does not list, and that nobody remembers, has ended.
     """
-    ids = [str(one) for one in submission.get("ids", ()) if re.fullmatch(r"\d+", str(one))]
-    if not ids:
-        return "unknown"
-    listed = ",".join(ids)
-    asks = (
-        ["squeue", "--noheader", f"--jobs={listed}", "--format=%T"],
-        ["sacct", "--noheader", "--allocations", f"--jobs={listed}", "--format=State", "--parsable2"],
-    )
-    for ask in asks:
-        said = _said(ask)
-        if said is not None and (states := said.split("\n")) != [""]:
-            return _joined(states)
-    states = []
-    for one in ids:
-        states += re.findall(r"JobState=(\w+)", _said(["scontrol", "--oneliner", "show", "job", one]) or "")
-    if states:
-        return _joined(states)
-    return "ended" if _said(["squeue", "--noheader", "--me", "--format=%T"]) is not None else "unknown"
+    jobs = [
+        [str(one) for one in each.get("ids", ()) if re.fullmatch(r"\d+", str(one))] for each in submissions
+    ]
+    states = ["unknown"] * len(jobs)
+    for ask, pattern in _ASKS:
+        left = [i for i, ids in enumerate(jobs) if ids and states[i] == "unknown"]
+        if not left:
+            return states
+        listed = ",".join(sorted({one for i in left for one in jobs[i]}))
+        told: dict[str, list[str]] = {}
+        for job, state in re.findall(pattern, _said([word.format(jobs=listed) for word in ask]) or "", re.M):
+            told.setdefault(job, []).append(state)
+        for i in left:
+            if known := [state for one in jobs[i] for state in told.get(one, [])]:
+                states[i] = _joined(known)
+    left = [i for i, ids in enumerate(jobs) if ids and states[i] == "unknown"]
+    if left and _said(["squeue", "--noheader", "--me", "--format=%T"]) is not None:
+        states = ["ended" if i in left else state for i, state in enumerate(states)]
+    return states
+
+
+# Words, and where the answer has a job's number (of an array: the whole array's) and its state.
+_ASKS = (
+    (("squeue", "--noheader", "--jobs={jobs}", "--format=%F %T"), r"^(\d+) (\w+)"),
+    (
+        ("sacct", "--noheader", "--allocations", "--jobs={jobs}", "--format=JobID,State", "--parsable2"),
+        r"^(\d+)[^|]*\|(\w+)",
+    ),
+    (
+        ("scontrol", "--oneliner", "show", "job"),
+        r"^(?:JobId=\d+ .*?ArrayJobId=|JobId=)(\d+)\b.*? JobState=(\w+)",
+    ),
+)
 
 
 def _said(words: Sequence[str]) -> str | None:
@@ -251,7 +271,6 @@ def _said(words: Sequence[str]) -> str | None:
 
 
 def _joined(states: Sequence[str]) -> str:
-    first = [state.split(" ")[0].split("+")[0] for state in states]
-    if any(state in _RUNNING for state in first):
+    if any(state in _RUNNING for state in states):
         return "running"
-    return "queued" if any(state in _WAITING for state in first) else "ended"
+    return "queued" if any(state in _WAITING for state in states) else "ended"

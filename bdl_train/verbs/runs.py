@@ -6,6 +6,7 @@ Examples:
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from bdl_train.build import settings_of
 from bdl_train.config import Options
-from bdl_train.distributed.queues import state_of
+from bdl_train.distributed.queues import states_of
 from bdl_train.errors import Exit
 from bdl_train.runs import RunDir, find_runs, glance_at_config
 
@@ -36,7 +37,8 @@ class Settings:
 def run(config: dict[str, Any], options: Options) -> Exit:
     """Print one line a run: path, status, members, method, split, seed, headline metrics."""
     settings = settings_of(Settings, config, key="")
-    rows = [(one, _status(one)) for one in reversed(find_runs(settings.root))]
+    found = find_runs(settings.root)[::-1]
+    rows = list(zip(found, _statuses(found), strict=True))
     rows = [(one, status) for one, status in rows if settings.status in (None, status)]
     if not rows:
         kind = "" if settings.status is None else f"{settings.status} "
@@ -53,19 +55,27 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     return Exit.DONE
 
 
+def _statuses(runs: Sequence[RunDir]) -> list[str]:
+    statuses = [_status(one) for one in runs]
+    asked = [
+        i
+        for i, one in enumerate(runs)
+        if statuses[i] in ("queued", "interrupted") and one.submission.is_file()
+    ]
+    for i, state in zip(asked, states_of([_json(runs[i].submission) for i in asked]), strict=True):
+        statuses[i] = _in_queue(state, statuses[i])
+    return statuses
+
+
 def _status(run_dir: RunDir) -> str:
     try:
-        status = run_dir.status()
-        if status in ("queued", "interrupted") and run_dir.submission.is_file():
-            return _in_queue(run_dir, status)
-        return status
+        return run_dir.status()
     except (ValueError, KeyError, TypeError):
         return "damaged"
 
 
-def _in_queue(run_dir: RunDir, status: str) -> str:
+def _in_queue(state: str, status: str) -> str:
     """What the queue says of a run on which no driver works now."""
-    state = state_of(_json(run_dir.submission))
     if state == "queued":
         return "queued" if status == "queued" else "requeued"
     if state == "running":

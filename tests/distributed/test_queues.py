@@ -3,12 +3,14 @@
 import pytest
 
 from bdl_train.distributed import slurm
-from bdl_train.distributed.queues import state_of
+from bdl_train.distributed.queues import state_of, states_of
 
 
 def test_the_system_names_the_module(monkeypatch):
-    monkeypatch.setattr(slurm, "state_of", lambda submission: "running")
-    assert state_of({"system": "slurm", "ids": ["1"]}) == "running"
+    monkeypatch.setattr(slurm, "states_of", lambda all_of_them: [one["ids"][0] for one in all_of_them])
+    assert state_of({"system": "slurm", "ids": ["running"]}) == "running"
+    first, second = {"system": "slurm", "ids": ["a"]}, {"system": "slurm", "ids": ["b"]}
+    assert states_of([second, {"system": "pbs"}, first]) == ["b", "unknown", "a"]
 
 
 @pytest.mark.parametrize("system", ["pbs", "", None, "../x", "os.path", "inline"])

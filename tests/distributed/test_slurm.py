@@ -10,7 +10,7 @@ import yaml
 
 from bdl_train.build import build
 from bdl_train.distributed import Resources, Submitter
-from bdl_train.distributed.slurm import _ranges, seconds_of, state_of
+from bdl_train.distributed.slurm import _ranges, seconds_of, state_of, states_of
 from bdl_train.runs import RunDir, find_runs, read_json
 
 
@@ -143,7 +143,7 @@ def test_a_run_is_in_the_queue_once(queue, programs, bdl):
     programs.add("sbatch", "78")
     assert bdl("submit", *TINY).status == 0
     run = find_runs("runs")[0]
-    programs.add("squeue", queue)
+    programs.add("squeue", f"78 {queue}")
     said = bdl("submit", f"resume={run.path}")
     assert said.status == 2
     assert f"{run.path} is submitted already: job 78 is" in said.err
@@ -215,14 +215,20 @@ def test_stacks_are_listed_as_ranges():
 @pytest.mark.parametrize(
     ("said", "state"),
     [
-        ({"squeue": "RUNNING"}, "running"),
-        ({"squeue": "PENDING\nRUNNING"}, "running"),
-        ({"squeue": "PENDING"}, "queued"),
-        ({"squeue": "", "sacct": "REQUEUED"}, "queued"),
-        ({"squeue": "", "sacct": "COMPLETED"}, "ended"),
-        ({"squeue": "", "sacct": "CANCELLED by 0"}, "ended"),
-        ({"sacct": "FAILED"}, "ended"),
+        ({"squeue": "9 RUNNING"}, "running"),
+        ({"squeue": "8 RUNNING\n9 PENDING"}, "queued"),
+        ({"squeue": "9 PENDING\n9 RUNNING"}, "running"),  # tasks of an array
+        ({"squeue": "9 PENDING"}, "queued"),
+        ({"squeue": "", "sacct": "9|REQUEUED"}, "queued"),
+        ({"squeue": "", "sacct": "9_1|COMPLETED\n9_[2-4]|PENDING"}, "queued"),
+        ({"squeue": "", "sacct": "9|COMPLETED"}, "ended"),
+        ({"squeue": "", "sacct": "9|CANCELLED by 0"}, "ended"),
+        ({"sacct": "9|FAILED"}, "ended"),
         ({"scontrol": "JobId=9 JobName=bdl JobState=PENDING Reason=BeginTime"}, "queued"),
+        (
+            {"scontrol": "JobId=11 ArrayJobId=9 ArrayTaskId=1 JobState=RUNNING\nJobId=12 JobState=PENDING"},
+            "running",
+        ),
         ({"squeue": "", "scontrol": "JobId=9 JobState=COMPLETED"}, "ended"),
         ({"squeue": ""}, "ended"),
         ({}, "unknown"),
@@ -232,6 +238,16 @@ def test_the_state_comes_from_whichever_program_knows(said, state, programs):
     for name, text in said.items():
         programs.add(name, text)
     assert state_of({"ids": ["9"]}) == state
+
+
+def test_each_program_is_asked_once_for_all_runs(programs):
+    programs.add("squeue", "1 RUNNING\n2 PENDING")
+    programs.add("sacct", "3|COMPLETED\n4|REQUEUED")
+    programs.add("scontrol", "JobId=5 JobState=RUNNING")
+    submissions = [{"ids": [one]} for one in ("5", "4", "3", "2", "1", "x")] + [{"ids": ["2", "1"]}, {}]
+    states = ["running", "queued", "ended", "queued", "running", "unknown", "running", "unknown"]
+    assert states_of(submissions) == states
+    assert [len(programs.calls(name)) for name in ("squeue", "sacct", "scontrol")] == [1, 1, 1]
 
 
 def test_ids_that_are_no_numbers_reach_no_program(programs):
@@ -254,7 +270,7 @@ def test_bdl_runs_shows_the_state_of_the_queue(queue, began, shown, programs, bd
         run.stack("000").mkdir(parents=True)
         (run.stack("000") / "events.jsonl").write_text("")
     if queue is not None:
-        programs.add("squeue", queue)
+        programs.add("squeue", f"8 {queue}")
     assert f"  {shown}  " in bdl("runs").out
 
 
