@@ -23,7 +23,7 @@ class RayNodes:
     """The other end of this script's pipe."""
 
     def __init__(self, process: "subprocess.Popen[str]", token: str) -> None:
-        self._process, self.token = process, token
+        self._process, self.token, self.session = process, token, process.pid
         self.address = self._answer()
 
     def tell(self, *words: object) -> str:

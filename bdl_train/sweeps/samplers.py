@@ -17,6 +17,9 @@ from bdl_train.sweeps.record import Trial
 
 Sampler = Literal["grid", "random", "tpe"]
 
+MOST_REDRAWS = 10_000
+"""Of settings that were tried already."""
+
 
 def check_axes(axes: Sequence[Axis], sampler: Sampler, num_trials: int | None) -> None:
     """Refuse what the sampler cannot do.
@@ -63,16 +66,32 @@ def suggest(
         sampler: How.
         seed: Of the sweep.
         number: Of the trial, from 0; in a grid the last axis is the fastest.
-        record: The other trials by number; only `tpe` looks at them.
+        record: The other trials by number; `tpe` learns from them, and no search asks for the settings of one again
+            as long as others are left.
         maximize: Whether a larger objective is better.
     """
     if sampler == "grid":
         places = np.unravel_index(number, [len(axis.words) for axis in axes])
         return [axis.words[place] for axis, place in zip(axes, places, strict=True)]
-    if sampler == "random":
-        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
-        return [_drawn(axis, generator.random()) for axis in axes]
-    return _suggest_tpe(axes, seed, number, record, maximize=maximize)
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))
+    tried = {trial.words for other, trial in record.items() if other != number}
+    if sampler == "tpe":
+        words = _suggest_tpe(axes, seed, number, record, maximize=maximize)
+    else:
+        words = [_drawn(axis, generator.random()) for axis in axes]
+    for _ in range(MOST_REDRAWS):
+        if tuple(words) not in tried:
+            break
+        words = [_drawn(axis, generator.random()) for axis in axes]
+    return words
+
+
+def space_size(axes: Sequence[Axis]) -> int | None:
+    """Different settings, or None where an interval of numbers has them without end."""
+    sizes = [
+        len(axis.words) or (axis.high - axis.low + 1 if isinstance(axis.low, int) else 0) for axis in axes
+    ]
+    return math.prod(sizes) if all(sizes) else None
 
 
 def probes(axes: Sequence[Axis]) -> list[list[str]]:

@@ -34,11 +34,13 @@ from bdl_train.overrides import Axis, split_axes
 from bdl_train.runs import RunDir, is_run, locked
 from bdl_train.sweeps.ranking import ranked, show, write_report
 from bdl_train.sweeps.record import Definition, SweepDir, Trial
-from bdl_train.sweeps.samplers import Sampler, check_axes, grid_size, probes, suggest
+from bdl_train.sweeps.samplers import Sampler, check_axes, grid_size, probes, space_size, suggest
 from bdl_train.sweeps.view import SweepView
 from bdl_train.verbs._resume import resumed_config
 from bdl_train.verbs._trials import THREAD, Trials, require_validation
 from bdl_train.verbs.train import checked
+
+log = logging.getLogger(__name__)
 
 ELSEWHERE = ("cluster", "tracking")
 """Groups that say where the work is done: they may change when a sweep goes on."""
@@ -135,9 +137,11 @@ def run(config: dict[str, Any], options: Options) -> Exit:
         folder = SweepDir(Path(settings.output_dir) / _folder_name(settings.name or definition.name()))
     axes = words.axes
     check_axes(axes, settings.sampler, settings.num_trials)
+    size = space_size(axes) if settings.sampler != "grid" else grid_size(axes)
     num_trials = settings.num_trials or grid_size(axes)
-    if settings.sampler == "grid":
-        num_trials = min(num_trials, grid_size(axes))
+    if size is not None and num_trials > size:
+        log.info("num_trials=%d: there are %d different settings, each is tried once", num_trials, size)
+        num_trials = size
     _check_folder(folder, definition)
     in_train = replace(options, verb="train")
     for words_of_trial in probes(axes):

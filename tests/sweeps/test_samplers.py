@@ -9,7 +9,7 @@ from scipy import stats
 from bdl_train.errors import UsageError
 from bdl_train.overrides import split_axes
 from bdl_train.sweeps.record import Trial
-from bdl_train.sweeps.samplers import check_axes, grid_size, probes, suggest
+from bdl_train.sweeps.samplers import check_axes, grid_size, probes, space_size, suggest
 
 
 def axes_of(*words: str):
@@ -76,6 +76,16 @@ def test_the_same_seed_number_and_record_give_the_same_suggestion(sampler):
     # Taken up again after a crash: trial 12 was lost, its suggestion is asked for anew.
     record = {i: trial for i, trial in whole.items() if i < 12}
     assert tuple(suggest(axes, sampler, 7, 12, record, maximize=False)) == whole[12].words
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_no_search_asks_for_the_same_settings_twice_while_others_are_left(sampler):
+    axes = axes_of("optimizer.lr=0.1,0.01,0.001", "n=int(interval(1,4))")
+    whole = history(axes, 12, sampler)
+    assert space_size(axes) == 12 == len({trial.words for trial in whole.values()})
+    assert space_size(axes_of(*SPACE)) is None
+    # With nothing left it still answers.
+    assert suggest(axes, sampler, 7, 12, whole, maximize=False)
 
 
 def test_tpe_learns_from_what_was_tried():

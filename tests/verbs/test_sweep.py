@@ -220,6 +220,13 @@ def test_a_search_goes_on_with_more_trials(sweep, bdl):
     ]
 
 
+def test_a_search_over_few_settings_tries_each_once(sweep):
+    sweep("sampler=random", "optimizer.lr=0.001,0.05", "name=few", "num_trials=5")
+    assert sorted(trial.words for trial in trials_of("runs/few")) == [
+        ("optimizer.lr=0.001",), ("optimizer.lr=0.05",)
+    ]  # fmt: skip
+
+
 LONG = (
     "trainer.max_epochs=3000",
     "trainer.steps_per_call=1",
