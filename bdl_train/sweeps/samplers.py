@@ -88,10 +88,9 @@ def suggest(
 
 def space_size(axes: Sequence[Axis]) -> int | None:
     """Different settings, or None where an interval of numbers has them without end."""
-    sizes = [
-        len(axis.words) or (axis.high - axis.low + 1 if isinstance(axis.low, int) else 0) for axis in axes
-    ]
-    return math.prod(sizes) if all(sizes) else None
+    if any(not axis.words and isinstance(axis.low, float) for axis in axes):
+        return None
+    return math.prod(len(axis.words) or int(axis.high) - int(axis.low) + 1 for axis in axes)
 
 
 def probes(axes: Sequence[Axis]) -> list[list[str]]:
