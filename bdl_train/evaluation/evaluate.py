@@ -4,7 +4,8 @@ Shape letters: C components, B rows of a tile, N rows.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bdl_train.data import Part
 from bdl_train.errors import UsageError
+from bdl_train.evaluation.bootstrap import Statistic, bootstrap_intervals, mean_of, statistics_of
 from bdl_train.evaluation.metrics import Metric, metrics_of
 from bdl_train.evaluation.rows import RowScores, score_rows
 from bdl_train.predictive.predict import Predictor
@@ -52,7 +54,8 @@ def evaluate(predictor: Predictor, part: Part, target: TargetSpec) -> Evaluation
         member_log_prob.append(log_prob)
     rows = RowScores.concatenate(scored)
     jacobian = math.log(target.scale)
-    nll_M = -torch.cat(member_log_prob, dim=1).mean(1).cpu().numpy() + jacobian
+    nll_MN = -torch.cat(member_log_prob, dim=1).cpu().numpy() + jacobian
+    nll_M = nll_MN.mean(1)
     metrics = [
         *metrics_of(rows, target.name),
         Metric(
@@ -64,7 +67,22 @@ def evaluate(predictor: Predictor, part: Part, target: TargetSpec) -> Evaluation
         ),
         Metric("mean_member_nll", float(nll_M.mean()), "nats", "of a single member, on average", "lower"),
     ]
-    return Evaluation(metrics, rows, part.rows, target)
+    statistics = {
+        **statistics_of(rows),
+        "best_member_nll": mean_of(nll_MN[nll_M.argmin()]),
+        "mean_member_nll": mean_of(nll_MN.mean(0)),
+    }
+    return Evaluation(_with_intervals(metrics, statistics, len(rows)), rows, part.rows, target)
+
+
+def _with_intervals(
+    metrics: Sequence[Metric], statistics: Mapping[str, Statistic], num_rows: int
+) -> list[Metric]:
+    intervals = bootstrap_intervals(statistics, num_rows)
+    edges = {
+        key: tuple(edge if math.isfinite(edge) else None for edge in pair) for key, pair in intervals.items()
+    }
+    return [replace(one, low=edges[one.key][0], high=edges[one.key][1]) for one in metrics]
 
 
 def member_scores(log_prob: Tensor, members: Tensor) -> tuple[list[int], Tensor]:
@@ -94,8 +112,8 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
                 "key": f"{split}/{metric.key}",
                 "slice": "all",
                 "value": metric.value,
-                "low": None,
-                "high": None,
+                "low": metric.low,
+                "high": metric.high,
                 "n": count,
                 "unit": metric.unit,
                 "meaning": metric.meaning,

@@ -14,13 +14,18 @@ NUM_BINS = 15
 
 @dataclass(frozen=True)
 class Metric:
-    """One number: its key without the split's name, its value (None = undefined), unit, meaning and direction."""
+    """One number: its key without the split's name, its value (None = undefined), unit, meaning and direction.
+
+    `low` and `high` are the edges of its 95 % interval over resampled rows; None = there is none.
+    """
 
     key: str
     value: float | None
     unit: str
     meaning: str
     better: str  # "lower", "higher" or "" when neither is
+    low: float | None = None
+    high: float | None = None
 
 
 def metrics_of(rows: RowScores, unit: str) -> list[Metric]:
@@ -132,9 +137,21 @@ def expected_calibration_error(
     """
     if np.isnan(confidence).any():
         return float("nan")
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = equal_width_bins(confidence, num_bins)
     gap = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def equal_width_bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """The bin of each row `[N]`: of (0, 1], closed on the right; NaN falls anywhere."""
+    return np.clip(np.ceil(np.nan_to_num(confidence) * num_bins).astype(int) - 1, 0, num_bins - 1)
+
+
+def equal_mass_bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """The bin of each row `[N]`: rows sorted by confidence; those of equal confidence share their middle rank."""
+    _, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    return np.minimum((middle * num_bins / len(confidence)).astype(int), num_bins - 1)[inverse]
 
 
 def adaptive_calibration_error(
@@ -143,10 +160,7 @@ def adaptive_calibration_error(
     """The same over bins of equal mass: rows sorted by confidence, ties kept in one bin (Nguyen & O'Connor, 2015)."""
     if np.isnan(confidence).any():
         return float("nan")
-    # Rows of equal confidence share their rank, else the order of ties would change the result.
-    _, inverse, counts = np.unique(confidence, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts + 1) / 2
-    bins = np.minimum((middle * num_bins / len(confidence)).astype(int), num_bins - 1)[inverse]
+    bins = equal_mass_bins(confidence, num_bins)
     gap = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.abs(gap).sum() / len(confidence))
 

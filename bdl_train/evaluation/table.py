@@ -6,7 +6,7 @@ from bdl_train.evaluation.metrics import Metric
 
 
 def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
-    """Print one row a metric: name, value, unit, which way is better, meaning."""
+    """Print one row a metric: name, value, interval over resampled rows, unit, which way is better, meaning."""
     from rich.console import Console
     from rich.table import Table
 
@@ -15,6 +15,7 @@ def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
     for header, justify in (
         ("metric", "left"),
         ("value", "right"),
+        ("95 % interval", "left"),
         ("", "left"),
         ("unit", "left"),
         ("meaning", "left"),
@@ -22,5 +23,11 @@ def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
         table.add_column(header, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
     for metric in metrics:
         value = "undefined" if metric.value is None else f"{metric.value:.4g}"
-        table.add_row(metric.key, value, arrows[metric.better], metric.unit, metric.meaning)
+        table.add_row(
+            metric.key, value, _interval(metric), arrows[metric.better], metric.unit, metric.meaning
+        )
     Console(highlight=False).print(table)
+
+
+def _interval(metric: Metric) -> str:
+    return "" if metric.low is None or metric.high is None else f"{metric.low:.3g} .. {metric.high:.3g}"

@@ -159,6 +159,22 @@ def test_a_metric_that_is_not_finite_is_null_with_a_reason(tmp_path: Path):
     assert pd.isna(detail.loc["test/rmse", "reason"])
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_every_metric_has_an_interval_around_it(
+    likelihood: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    artefact = small_artefact(likelihood)
+    evaluation = evaluate(Predictor(artefact), part_for(artefact), artefact.target)
+    write_evaluation(RunDir(tmp_path), "test", evaluation, "test")
+    detail = pd.read_parquet(tmp_path / "evaluation" / "test" / "metrics_detail.parquet")
+    assert np.all(detail["low"].to_numpy() <= detail["high"].to_numpy())
+    means = detail[~detail["key"].isin(["test/ece", "test/ace", "test/aurc"])]  # resampling raises those
+    low, value, high = (means[name].to_numpy() for name in ("low", "value", "high"))
+    assert np.all((low <= value) & (value <= high))
+    show_metrics("scores", evaluation.metrics)
+    assert f"{evaluation.metrics[0].low:.3g} .. {evaluation.metrics[0].high:.3g}" in capsys.readouterr().out
+
+
 def test_the_table_names_value_unit_and_meaning(capsys: pytest.CaptureFixture[str]):
     show_metrics(
         "scores", [Metric("nll", 0.25, "nats", "surprise", "lower"), Metric("ece", None, "share", "gap", "")]
