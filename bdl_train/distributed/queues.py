@@ -10,10 +10,15 @@ def states_of(submissions: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Args:
         submissions: As stored (`Submission`). `system` names the module that knows, of this package; it is asked once.
+            Of a damaged one, whose `ids` is no list, nothing is known.
     """
     states = ["unknown"] * len(submissions)
     for system in sorted({str(one.get("system")) for one in submissions}):
-        mine = [i for i, one in enumerate(submissions) if str(one.get("system")) == system]
+        mine = [
+            i
+            for i, one in enumerate(submissions)
+            if str(one.get("system")) == system and isinstance(one.get("ids"), list | tuple)
+        ]
         for i, state in zip(mine, _asked(system, [submissions[i] for i in mine]), strict=True):
             states[i] = state
     return states

@@ -16,3 +16,9 @@ def test_the_system_names_the_module(monkeypatch):
 @pytest.mark.parametrize("system", ["pbs", "", None, "../x", "os.path", "inline"])
 def test_of_other_systems_nothing_is_known(system):
     assert state_of({"system": system}) == "unknown"
+
+
+@pytest.mark.parametrize("system", ["slurm", "ray_job"])
+@pytest.mark.parametrize("ids", [5, None, "1"])
+def test_a_damaged_submission_breaks_no_listing(system, ids):
+    assert states_of([{"system": system, "ids": ids}, {}]) == ["unknown", "unknown"]
