@@ -35,7 +35,13 @@ class Disk:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+def expected(straight) -> list[str]:
+    """Hashes of the undisturbed run, which must be trained before anything is broken."""
+    return hashes(straight(CASE))
+
+
+@pytest.fixture
+def disk(expected, monkeypatch: pytest.MonkeyPatch) -> Disk:
     made = Disk()
     monkeypatch.setattr(checkpoints, "write_bytes", made.write_bytes)
     return made
@@ -47,13 +53,13 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[str], int]:
     return lambda text: sum(text in record.message for record in caplog.records)
 
 
-def test_checkpoints_that_cannot_be_saved_cost_nothing_and_are_said_once(run, straight, disk, warnings):
-    assert hashes(train_stack(task(), EVERY_CALL, data(NAME), run("full"))) == hashes(straight(CASE))
+def test_checkpoints_that_cannot_be_saved_cost_nothing_and_are_said_once(run, expected, disk, warnings):
+    assert hashes(train_stack(task(), EVERY_CALL, data(NAME), run("full"))) == expected
     assert disk.refused > 5
     assert warnings("training goes on without") == 1
 
 
-def test_a_stop_waits_until_its_checkpoint_is_saved(run, straight, disk, warnings, monkeypatch):
+def test_a_stop_waits_until_its_checkpoint_is_saved(run, expected, disk, warnings, monkeypatch):
     monkeypatch.setattr(callbacks, "RETRY_S", 0.0)
     one = run("stopped")
 
@@ -71,19 +77,19 @@ def test_a_stop_waits_until_its_checkpoint_is_saved(run, straight, disk, warning
     assert warnings("the requested stop waits") == 1
     assert [event["step"] for event in events_of(one) if event["key"] == "stopped"] == [14]
     one.stop_file.unlink()
-    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == hashes(straight(CASE))
+    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == expected
 
 
-def test_a_stop_that_can_never_be_saved_trains_to_the_end(run, straight, disk, monkeypatch):
+def test_a_stop_that_can_never_be_saved_trains_to_the_end(run, expected, disk, monkeypatch):
     one = run("never")
     at_step(monkeypatch, CASE, 6, lambda state: one.stop_file.touch())
-    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == hashes(straight(CASE))
+    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == expected
     assert disk.refused == 1  # the next try would have been seconds later
 
 
 @pytest.mark.parametrize("broken", ["flush", "close"])
 def test_events_that_cannot_be_written_cost_nothing_and_are_said_once(
-    broken: str, run, straight, warnings, monkeypatch
+    broken: str, run, expected, warnings, monkeypatch
 ):
     calls = []
 
@@ -92,7 +98,7 @@ def test_events_that_cannot_be_written_cost_nothing_and_are_said_once(
         raise FULL
 
     monkeypatch.setattr(callbacks.EventWriter, broken, refuse)
-    assert hashes(train_stack(task(), CONFIG, data(NAME), run("full"))) == hashes(straight(CASE))
+    assert hashes(train_stack(task(), CONFIG, data(NAME), run("full"))) == expected
     assert len(calls) >= 1
     assert warnings("events are lost") == 1
 
@@ -139,7 +145,7 @@ def test_a_stack_whose_member_is_lost_is_trained_again(damage: str, run, straigh
         whole = bytearray(file.read_bytes())
         whole[-1] ^= 1
         file.write_bytes(whole)
-    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == hashes(straight(CASE))
+    assert hashes(train_stack(task(), CONFIG, data(NAME), one)) == expected
     assert seen == [0]
     assert warnings("is not used") == warnings(file.name) == 1
     assert file.is_file()
