@@ -41,6 +41,11 @@ class RowScores:
             return type(self)(columns)
         return type(self)(columns, np.concatenate([self.probs, other.probs]))
 
+    def take(self, index: np.ndarray) -> Self:
+        """Some of the rows, by position `[n]` or by a truth value a row `[N]`."""
+        columns = {name: values[index] for name, values in self.columns.items()}
+        return type(self)(columns, None if self.probs is None else self.probs[index])
+
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
