@@ -131,7 +131,7 @@ def test_after_failed_saves_the_last_good_checkpoint_is_loaded_and_kept(tmp_path
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_a_stack_whose_member_is_lost_is_trained_again(damage: str, run, straight, warnings, monkeypatch):
+def test_a_stack_whose_member_is_lost_is_trained_again(damage: str, run, expected, warnings, monkeypatch):
     one: RunDir = run("lost")
     first = train_stack(task(), CONFIG, data(NAME), one)
     file = one.posterior / first["members"][1]["file"]
