@@ -4,19 +4,18 @@ Shape letters: C components, B rows of a tile, N rows.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from bdl_train.data import Part
 from bdl_train.errors import UsageError
-from bdl_train.evaluation.bootstrap import Statistic, bootstrap_intervals, mean_of, statistics_of
-from bdl_train.evaluation.metrics import Metric, metrics_of
+from bdl_train.evaluation.bootstrap import metrics_with_intervals
+from bdl_train.evaluation.members import MOST_NLL, MemberScores, member_measures, score_members
+from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.rows import RowScores, score_rows
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, sha256, write_bytes, write_json
@@ -25,10 +24,11 @@ from bdl_train.specs import TargetSpec
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one part: metrics with meanings, and every row."""
+    """Scores of one part: metrics with meanings, every row, and every member."""
 
     metrics: list[Metric]
     rows: RowScores
+    members: MemberScores
     row_ids: np.ndarray
     target: TargetSpec
 
@@ -45,59 +45,29 @@ def evaluate(predictor: Predictor, part: Part, target: TargetSpec) -> Evaluation
         raise UsageError(
             "This part of the data has no rows to score: choose another `part`, or data.val_fraction above 0."
         )
+    keep_nll = len(part) * predictor.posterior.num_members <= MOST_NLL
+    rows, members = score_part(predictor, part, target, keep_nll=keep_nll)
+    return assemble(rows, members, part.rows, target)
+
+
+def score_part(
+    predictor: Predictor, part: Part, target: TargetSpec, *, keep_nll: bool = True
+) -> tuple[RowScores, MemberScores]:
+    """Scores of all rows of a part, and of every member on them."""
     x, y = torch.from_numpy(part.x), torch.from_numpy(part.y)
-    scored, member_log_prob, members = [], [], []
+    scored, members = [], []
     for tile in predictor(x, y, per_component=True):
-        scored.append(score_rows(tile, part.y[tile.rows], target))
-        assert tile.per_component is not None
-        members, log_prob = member_scores(tile.per_component, tile.members)
-        member_log_prob.append(log_prob)
-    rows = RowScores.concatenate(scored)
-    jacobian = math.log(target.scale)
-    nll_MN = -torch.cat(member_log_prob, dim=1).cpu().numpy() + jacobian
-    nll_M = nll_MN.mean(1)
-    metrics = [
-        *metrics_of(rows, target.name),
-        Metric(
-            "best_member_nll",
-            float(nll_M.min()),
-            "nats",
-            f"of the best single member, number {members[int(nll_M.argmin())]}",
-            "lower",
-        ),
-        Metric("mean_member_nll", float(nll_M.mean()), "nats", "of a single member, on average", "lower"),
-    ]
-    statistics = {
-        **statistics_of(rows),
-        "best_member_nll": mean_of(nll_MN[nll_M.argmin()]),
-        "mean_member_nll": mean_of(nll_MN.mean(0)),
-    }
-    return Evaluation(_with_intervals(metrics, statistics, len(rows)), rows, part.rows, target)
+        y_tile = part.y[tile.rows]
+        scored.append(score_rows(tile, y_tile, target))
+        members.append(score_members(tile, y_tile, target, keep_nll=keep_nll))
+    return RowScores.concatenate(scored), MemberScores.concatenate(members)
 
 
-def _with_intervals(
-    metrics: Sequence[Metric], statistics: Mapping[str, Statistic], num_rows: int
-) -> list[Metric]:
-    intervals = bootstrap_intervals(statistics, num_rows)
-    edges = {
-        key: tuple(edge if math.isfinite(edge) else None for edge in pair) for key, pair in intervals.items()
-    }
-    return [replace(one, low=edges[one.key][0], high=edges[one.key][1]) for one in metrics]
-
-
-def member_scores(log_prob: Tensor, members: Tensor) -> tuple[list[int], Tensor]:
-    """Each member's own log predictive density, from its components.
-
-    Args:
-        log_prob: `[C, B]` of every component.
-        members: `[C]`, whose component it is.
-
-    Returns:
-        Member indices and `[M, B]` float64: log of the mean over the member's components.
-    """
-    ids = sorted(set(members.tolist()))
-    own = [log_prob[(members == m).to(log_prob.device)].double() for m in ids]
-    return ids, torch.stack([torch.logsumexp(one, dim=0) - math.log(len(one)) for one in own])
+def assemble(rows: RowScores, members: MemberScores, row_ids: np.ndarray, target: TargetSpec) -> Evaluation:
+    """The evaluation of scored rows."""
+    extra = member_measures(members, rows, target.name)
+    metrics = metrics_with_intervals(rows, target.name, target.classes, extra=extra)
+    return Evaluation(metrics, rows, members, row_ids, target)
 
 
 def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str) -> dict[str, float | None]:
@@ -118,7 +88,7 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
                 "unit": metric.unit,
                 "meaning": metric.meaning,
                 "better": metric.better,
-                "reason": None if metric.value is not None and math.isfinite(metric.value) else "not finite",
+                "reason": _reason(metric),
             }
             for metric in evaluation.metrics
         ]
@@ -132,6 +102,12 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
     files = ("metrics.json", "metrics_detail.parquet", "predictions.parquet")
     write_json(folder / "hashes.json", {file: sha256(folder / file) for file in files})
     return flat
+
+
+def _reason(metric: Metric) -> str | None:
+    if metric.value is not None and math.isfinite(metric.value):
+        return None
+    return metric.reason or "not finite"
 
 
 def _write_parquet(path: Path, table: pd.DataFrame) -> None:

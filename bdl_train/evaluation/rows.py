@@ -16,6 +16,15 @@ from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats
 from bdl_train.specs import TargetSpec
 
 INTERVALS = (0.5, 0.8, 0.9, 0.95)
+LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
+"""Quantiles of numeric predictives that are kept: the median and the edges of the intervals."""
+
+
+_QUANTILES = {0.5: "median"} | {
+    edge: f"{side}_{round(100 * level)}"
+    for level in INTERVALS
+    for side, edge in (("lower", round((1 - level) / 2, 3)), ("upper", round((1 + level) / 2, 3)))
+}
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,9 @@ class RowScores:
 
     Attributes:
         columns: Name to `[N]` array. Numeric targets: y, mean, total_std, aleatoric_std, epistemic_std, nll, crps, pit
-            (P(Y ≤ y)), pit_below (P(Y < y), lower than `pit` for counts), lower_95, upper_95, error. Classes: y,
-            prediction, confidence, correct, nll, brier, total, aleatoric, epistemic (nats).
+            (P(Y ≤ y)), pit_below (P(Y < y), lower than `pit` for counts), error, median, and lower_P, upper_P of the
+            central intervals of P = 50, 80, 90, 95 %. Classes: y, prediction, confidence, correct, nll, brier, total,
+            aleatoric, epistemic (nats), energy (mean over components of −log Σ exp(logits), NaN if it was not kept).
         probs: `[N, K]` for classes, else None.
     """
 
@@ -34,6 +44,10 @@ class RowScores:
 
     def __len__(self) -> int:
         return len(self.columns["nll"])
+
+    def quantile(self, level: float) -> np.ndarray:
+        """The quantile of one of `LEVELS`, `[N]`."""
+        return self.columns[_QUANTILES[level]]
 
     def merge(self, other: Self) -> Self:
         columns = {name: np.concatenate([self.columns[name], other.columns[name]]) for name in self.columns}
@@ -61,7 +75,11 @@ def score_rows(tile: TilePrediction, y: np.ndarray, target: TargetSpec) -> RowSc
         y: `[B]` encoded targets.
         target: Its `loc` and `scale` bring everything back to the target's units (the Jacobian is in the NLL).
     """
-    return _score(tile.stats, tile.mixture, y, target)
+    scored = _score(tile.stats, tile.mixture, y, target)
+    if scored.probs is not None:
+        energy = np.full(len(y), np.nan) if tile.energy is None else tile.energy.cpu().numpy()
+        scored.columns["energy"] = energy
+    return scored
 
 
 @singledispatch
@@ -96,7 +114,7 @@ def _(stats: ClassStats, mixture: None, y: np.ndarray, target: TargetSpec) -> Ro
 def _(stats: NumberStats, mixture: Mixture, y: np.ndarray, target: TargetSpec) -> RowScores:
     loc, scale = target.loc, target.scale
     y_B = torch.from_numpy(y).to(stats.mean.device)
-    edges = mixture.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).cpu().numpy()
+    quantiles = mixture.quantile(torch.tensor(LEVELS, dtype=torch.float64)).cpu().numpy() * scale + loc
     mean = stats.mean.cpu().numpy() * scale + loc
     raw = y.astype(np.float64) * scale + loc
     return RowScores(
@@ -110,8 +128,7 @@ def _(stats: NumberStats, mixture: Mixture, y: np.ndarray, target: TargetSpec) -
             "crps": mixture.crps(y_B).cpu().numpy() * scale,
             "pit": mixture.cdf(y_B).cpu().numpy(),
             "pit_below": mixture.cdf_below(y_B).cpu().numpy(),
-            "lower_95": edges[0] * scale + loc,
-            "upper_95": edges[1] * scale + loc,
             "error": mean - raw,
+            **{_QUANTILES[level]: values for level, values in zip(LEVELS, quantiles, strict=True)},
         }
     )

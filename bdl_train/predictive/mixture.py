@@ -29,6 +29,15 @@ class Mixture:
     def weights(self) -> Tensor:
         return self.log_weights.double().exp()
 
+    def part(self, index: Tensor) -> "Mixture":
+        """The mixture of some components alone, `index` `[c]` of them, with their weights brought to sum 1."""
+        own = self.components
+        params = {name: getattr(own, name)[index] for name in own.arg_constraints}
+        log_weights = self.log_weights[index]
+        return Mixture(
+            type(own)(**params, validate_args=False), log_weights - torch.logsumexp(log_weights, 0)
+        )
+
     def cdf(self, value: Tensor) -> Tensor:
         """P(Y ≤ value) per row: `[B]` or `[Q, B]`, like `value`."""
         return self._each(value, lambda part, w, v: w @ part.cdf(v))

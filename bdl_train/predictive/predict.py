@@ -9,11 +9,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from bdl_train.posteriors.artefact import Artefact
 from bdl_train.predictive._forward import Chunk, Forward, rows_in
 from bdl_train.predictive.mixture import Mixture
-from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats, log_prob, stats_of
+from bdl_train.predictive.stats import (
+    ClassStats,
+    NumberStats,
+    PredictiveStats,
+    class_probs,
+    log_normaliser,
+    log_prob,
+    stats_of,
+)
 from bdl_train.specs import TargetKind
 from bdl_train.stack import Stack
 
@@ -35,6 +44,9 @@ class TilePrediction:
         mixture: All components of these rows, for what needs them at once; None for classes.
         per_component: log p(y) of every component and row, `[C, B]`, when asked for.
         members: `[C]`, the member of each component.
+        member_probs: For classes, each member's own probabilities `[M, B, K]`, members ascending; when asked for.
+        energy: For classes, the mean over components of −log Σ_k exp(logit_k), `[B]` (Liu et al. 2020,
+            arXiv:2010.03759, equation 3); when asked for.
     """
 
     rows: slice
@@ -42,6 +54,8 @@ class TilePrediction:
     mixture: Mixture | None
     per_component: Tensor | None
     members: Tensor
+    member_probs: Tensor | None = None
+    energy: Tensor | None = None
 
 
 @dataclass
@@ -54,6 +68,8 @@ class _Block:
     stats: PredictiveStats | None = None
     outputs: list[Tensor] = field(default_factory=list)
     log_probs: list[Tensor] = field(default_factory=list)
+    member_probs: Tensor | None = None
+    energy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +152,15 @@ class Predictor:
         output_bytes = 32 * self.likelihood.num_outputs(artefact.target)
         input_bytes = 12 * torch.Size(self.inputs.shape).numel()
         kept_bytes = (8 if self.is_class else 96) * self.num_components + input_bytes
+        if self.is_class:
+            kept_bytes += 4 * artefact.target.num_classes * self.posterior.num_members
         stats_bytes = STATS_BYTES["cpu" if self.device.type == "cpu" else "cuda"]
         self.block_rows = min(
             rows_in(stats_bytes, output_bytes * self.chunk_size), rows_in(ROOM_BYTES, kept_bytes)
         )
         num_blocks = 1 if self._keep_draws else ROOM_BYTES // (kept_bytes * self.block_rows)
         self.tile_rows = self.block_rows * max(1, num_blocks)
+        self._ids = torch.tensor(sorted(self.posterior.ids))
         self._kept: list[Chunk] = []
         self._all: _Components | None = None
 
@@ -153,7 +172,7 @@ class Predictor:
         Args:
             x: `[N, *shape]` as stored in `Data` (uint8 images included), on any device.
             y: `[N]` encoded targets, or None.
-            per_component: Also keep log p(y) of every component.
+            per_component: Also keep log p(y) of every component, and of classes what each member says.
 
         Raises:
             ValueError: `x` is of another shape than the network's inputs.
@@ -184,6 +203,22 @@ class Predictor:
             block.outputs.append(outputs)
         if per_component and block.y is not None:
             block.log_probs.append(log_prob(components, block.y))
+        if per_component and self.is_class:
+            self._add_members(block, chunk, components, outputs)
+
+    def _add_members(self, block: _Block, chunk: Chunk, components: Distribution, outputs: Tensor) -> None:
+        probs_CBK = class_probs(components)
+        weights_C = chunk.draws.log_weights.exp()
+        if block.member_probs is None:
+            shape = (self.posterior.num_members, *probs_CBK.shape[1:])
+            block.member_probs = probs_CBK.new_zeros(shape)
+            block.energy = torch.zeros(shape[1], dtype=torch.float64, device=outputs.device)
+        own_C = torch.searchsorted(self._ids, chunk.draws.members).to(outputs.device)
+        # Each member's own mixture: its weights are those of the whole times M.
+        scaled_C = (weights_C * self.posterior.num_members).to(probs_CBK.dtype)
+        block.member_probs.index_add_(0, own_C, probs_CBK.mul_(scaled_C[:, None, None]))
+        assert block.energy is not None
+        block.energy -= weights_C @ log_normaliser(outputs).double()
 
     def _prediction(self, block: _Block) -> TilePrediction:
         assert block.stats is not None
@@ -194,7 +229,9 @@ class Predictor:
             components = self.likelihood.distribution(outputs, self._all.likelihood_params)
             mixture = Mixture(components, self._all.log_weights)
         log_probs = torch.cat(block.log_probs) if block.log_probs else None
-        return TilePrediction(block.rows, block.stats, mixture, log_probs, self._all.members)
+        return TilePrediction(
+            block.rows, block.stats, mixture, log_probs, self._all.members, block.member_probs, block.energy
+        )
 
     def _chunks(self) -> Iterator[Chunk]:
         if self._kept:

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -172,6 +172,30 @@ def _class_stats(
     return ClassStats(
         float(w_C.sum()), mean_BK, expected_B, _log_score(components, log_weights, y, expected_B)
     )
+
+
+@singledispatch
+def class_probs(components: Distribution) -> Tensor:
+    """Probabilities of every component, `[C, B, K]`, for Categorical or Bernoulli components."""
+    raise TypeError(f"{type(components).__name__} has no classes.")
+
+
+@class_probs.register
+def _(components: Categorical) -> Tensor:
+    return components.logits.exp()  # torch keeps them normalised
+
+
+@class_probs.register
+def _(components: Bernoulli) -> Tensor:
+    return torch.sigmoid(torch.stack([-components.logits, components.logits], dim=-1))
+
+
+def log_normaliser(outputs: Tensor) -> Tensor:
+    """log Σ_k exp(logit_k) of raw class outputs `[C, B, O]`, as `[C, B]`; one output is the logit against 0."""
+    outputs = outputs if outputs.dtype is torch.float64 else outputs.float()
+    if outputs.shape[-1] == 1:
+        return softplus(outputs[..., 0])
+    return torch.logsumexp(outputs, dim=-1)
 
 
 def log_prob(components: Distribution, y: Tensor) -> Tensor:

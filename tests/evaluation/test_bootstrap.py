@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 from bdl_train.evaluation import bootstrap
-from bdl_train.evaluation.bootstrap import bootstrap_intervals, mean_of, resamples_for, statistics_of
-from bdl_train.evaluation.metrics import aurc, metrics_of
-from bdl_train.evaluation.rows import RowScores
+from bdl_train.evaluation.bootstrap import bootstrap_intervals, metrics_with_intervals, resamples_for
+from bdl_train.evaluation.functionals import Statistic, mean_of, ranking, selective
+from bdl_train.evaluation.metrics import measures_of, metrics_of
+from bdl_train.evaluation.rows import INTERVALS, RowScores
 
 
 def classes(count: int, seed: int) -> RowScores:
@@ -41,27 +42,59 @@ def numbers(count: int, seed: int) -> RowScores:
         "pit": pit,
         "pit_below": pit,
     }
-    return RowScores({**columns, "lower_95": -1.96 * std, "upper_95": 1.96 * std})
+    columns["median"] = 0 * y
+    for level in INTERVALS:
+        half = stats.norm.ppf((1 + level) / 2) * std
+        columns |= {f"lower_{round(100 * level)}": -half, f"upper_{round(100 * level)}": half}
+    return RowScores(columns)
+
+
+def statistics_of(rows: RowScores) -> dict[str, Statistic]:
+    return {one.labels[0].key: one.statistic for one in measures_of(rows, "")}
 
 
 @pytest.mark.parametrize("make", [classes, numbers])
 def test_a_resample_is_scored_as_its_rows_would_be(make):
     rows = make(60, 1)
-    statistics = statistics_of(rows)
     picked = np.random.default_rng(2).integers(60, size=60)
-    chosen = RowScores(
-        {name: column[picked] for name, column in rows.columns.items()},
-        None if rows.probs is None else rows.probs[picked],
-    )
     counts = np.stack([np.ones(60), np.bincount(picked, minlength=60)]).astype(float)
-    for rows_of, values in ((rows, 0), (chosen, 1)):
-        for metric in metrics_of(rows_of, ""):
-            if metric.key == "ace" and values == 1:
-                continue  # its bins are those of the data, not of the resample
-            assert statistics[metric.key](counts)[values] == pytest.approx(metric.value, abs=1e-12), (
-                metric.key
-            )
-    assert set(statistics) == {metric.key for metric in metrics_of(rows, "")}
+    of_data, of_resample = (
+        {metric.key: metric.value for metric in metrics_of(one, "")} for one in (rows, rows.take(picked))
+    )
+    for one in measures_of(rows, ""):
+        for label, on_data, on_resample in zip(one.labels, *one.values(counts), strict=True):
+            assert on_data == pytest.approx(of_data[label.key], abs=1e-12), label.key
+            # The bins of equal mass are those of the data, not of the resample.
+            if not label.key.startswith("ace"):
+                assert on_resample == pytest.approx(of_resample[label.key], abs=1e-9), label.key
+
+
+@pytest.mark.parametrize("make", [classes, numbers])
+def test_coarse_curves_move_with_the_exact_ones(make):
+    rows = make(3000, 8)
+    picked = np.random.default_rng(9).integers(3000, size=(20, 3000))
+    counts = np.stack([np.ones(3000), *(np.bincount(one, minlength=3000) for one in picked)]).astype(float)
+    seen = 0
+    for one in measures_of(rows, ""):
+        if one.coarse is not None:
+            exact, coarse = one.values(counts), np.asarray(one.coarse(counts)).reshape(21, -1)
+            moved = (exact - exact[0]) - (coarse - coarse[0])
+            assert np.abs(moved[:, :2]).max() < 0.05 * (exact - exact[0])[:, :2].std(0).max()
+            seen += 1
+    assert seen >= 1
+
+
+def test_a_rare_class_that_some_resamples_miss_still_has_an_interval_and_an_absent_one_a_reason():
+    rows = classes(60, 1)
+    assert rows.probs is not None
+    two = RowScores({**rows.columns, "y": (np.arange(60) < 5).astype(int)}, rows.probs[:, :2])
+    found = {metric.key: metric for metric in metrics_with_intervals(two, "")}
+    assert found["auroc"].low is not None
+    two.columns["y"][:] = 0
+    found = {metric.key: metric for metric in metrics_with_intervals(two, "")}
+    assert (found["auroc"].value, found["auroc"].low) == (None, None)
+    assert found["auroc"].reason == "the rows hold one class only"
+    assert found["nll"].low is not None
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy():
@@ -88,11 +121,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 def test_the_pace_changes_nothing_and_the_seed_does(monkeypatch):
     statistics = statistics_of(classes(50, 5))
     whole = bootstrap_intervals(statistics, 50)
-    assert bootstrap_intervals(statistics, 50, seed=1) != whole
+    assert bootstrap_intervals(statistics, 50, seed=1)["nll"] != whole["nll"]
     monkeypatch.setattr(bootstrap, "_AT_A_TIME", 350)
     again = bootstrap_intervals(statistics, 50)
     for key, interval in whole.items():
-        assert again[key] == pytest.approx(interval, abs=1e-12)
+        np.testing.assert_allclose(again[key], interval, atol=1e-12)
 
 
 def test_what_is_not_finite_has_no_interval():
@@ -100,7 +133,7 @@ def test_what_is_not_finite_has_no_interval():
     assert all(math.isnan(edge) for edge in bootstrap_intervals({"mean": mean_of(values)}, 3)["mean"])
     rows = classes(20, 6)
     rows.columns["confidence"][3] = math.nan
-    assert math.isnan(bootstrap_intervals(statistics_of(rows), 20)["aurc"][0])
+    assert np.isnan(bootstrap_intervals(statistics_of(rows), 20)["aurc"][0]).all()
 
 
 def test_aurc_of_many_ties_is_that_of_their_rows():
@@ -108,9 +141,14 @@ def test_aurc_of_many_ties_is_that_of_their_rows():
     confidence, correct = random.integers(1, 4, 40) / 4, random.integers(0, 2, 40).astype(float)
     picked = random.integers(40, size=40)
     counts = np.bincount(picked, minlength=40)[None].astype(float)
-    (value,) = bootstrap._aurc(confidence, correct)(counts)
-    assert value == pytest.approx(aurc(confidence[picked], correct[picked]), abs=1e-12)
+    found = selective(-confidence, 1 - correct, 0.05)(counts)
+    again = selective(-confidence[picked], 1 - correct[picked], 0.05)(np.ones((1, 40)))
+    np.testing.assert_allclose(found, again, atol=1e-12)
+    (roc,) = ranking(confidence, correct > 0)(counts)
+    np.testing.assert_allclose(
+        roc, ranking(confidence[picked], correct[picked] > 0)(np.ones((1, 40)))[0], atol=1e-12
+    )
 
 
 def test_a_large_part_gets_fewer_resamples():
-    assert [resamples_for(n) for n in (1, 200_000, 400_000, 10_000_000)] == [1000, 1000, 500, 200]
+    assert [resamples_for(n) for n in (1, 100_000, 200_000, 10_000_000)] == [1000, 1000, 500, 200]

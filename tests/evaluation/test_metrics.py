@@ -17,8 +17,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from bdl_train.evaluation.metrics import (
     adaptive_calibration_error,
     aurc,
-    coverage,
     expected_calibration_error,
+    inside,
     metrics_of,
 )
 from bdl_train.evaluation.rows import RowScores, score_rows
@@ -204,8 +204,7 @@ def test_targets_of_the_mixture_have_uniform_pit_values_and_nominal_coverage():
 def test_coverage_from_pit_is_coverage_from_quantiles():
     rows = own_numbers(500, RAW)
     y, low, high = (rows.columns[name] for name in ("y", "lower_95", "upper_95"))
-    inside = float(np.mean((low <= y) & (y <= high)))
-    assert coverage(rows.columns["pit_below"], rows.columns["pit"], 0.95) == inside
+    np.testing.assert_array_equal(inside(rows, 0.95), (low <= y) & (y <= high))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 5.0, 200.0])
@@ -215,9 +214,8 @@ def test_coverage_of_counts_is_coverage_from_quantiles(rate: float):
     rows = scores_of(components, counts, TargetSpec(TargetKind.COUNT, "visits"))
     for level in (0.5, 0.8, 0.9, 0.95):
         low, high = scipy.stats.poisson.ppf([(1 - level) / 2, (1 + level) / 2], rate)
-        inside = np.mean((low <= counts) & (counts <= high))
-        assert coverage(rows.columns["pit_below"], rows.columns["pit"], level) == inside
-        assert inside >= level - 0.07
+        np.testing.assert_array_equal(inside(rows, level), (low <= counts) & (counts <= high))
+        assert inside(rows, level).mean() >= level - 0.07
 
 
 def test_scores_are_in_the_targets_own_units():

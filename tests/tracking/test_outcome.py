@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bdl_train.evaluation.metrics import coverage as coverage_of_metric
-from bdl_train.evaluation.metrics import expected_calibration_error
+from bdl_train.evaluation.metrics import expected_calibration_error, inside
+from bdl_train.evaluation.rows import RowScores
 from bdl_train.runs import RunDir, write_json
 from bdl_train.tracking.outcome import (
     coverage,
@@ -63,7 +63,8 @@ def test_the_bins_of_the_diagram_are_those_of_the_calibration_error():
 def test_the_coverage_curve_goes_through_the_metric():
     pit = np.random.default_rng(0).uniform(size=400) ** 1.3
     levels = np.array([0.5, 0.95])
-    expected = [coverage_of_metric(pit, pit, level) for level in levels]
+    rows = RowScores({"nll": pit, "pit": pit, "pit_below": pit})
+    expected = [inside(rows, level).mean() for level in levels]
     np.testing.assert_allclose(coverage(pit, pit, levels), expected)
 
 
