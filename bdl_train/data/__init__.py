@@ -12,6 +12,8 @@ from bdl_train.errors import UsageError
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bdl_train.data._table import TableTransform
 
 
@@ -99,6 +101,16 @@ class DataSource(ABC):
         Raises:
             UsageError: a missing file or column, targets that are not finite, overlapping splits.
         """
+
+    def table(self, root: str) -> "pd.DataFrame | None":
+        """The raw columns, inputs or not, by the positions that `Part.rows` name; None if the source has none.
+
+        For what is said about rows beside the model's inputs: slices, examples.
+
+        Args:
+            root: As for `load`.
+        """
+        return None
 
 
 def cut_validation(train_rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

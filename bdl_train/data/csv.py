@@ -44,15 +44,12 @@ class Csv(TableSource):
                 "data.split_column and data.test_path both declare the test rows: set one to null."
             )
         path = find_file(self.path, root, key="data.path")
-        table = read_table(path)
+        table, joined, untyped = self._read(root)
         check_columns([self.target], table, "data.target")
         reserved = [name for name in (self.split_column, self.id_column) if name is not None]
         check_columns(reserved, table, "data.split_column or data.id_column")
-        untyped = is_csv(path)
-        if self.test_path is not None:
-            test_path = find_file(self.test_path, root, key="data.test_path")
-            table, parts = _join(table, read_table(test_path), test_path)
-            untyped = untyped or is_csv(test_path)
+        if joined is not None:
+            parts = joined
         elif self.split_column is not None:
             parts = declared_split(cells_of(table, self.split_column))
         else:
@@ -70,6 +67,19 @@ class Csv(TableSource):
             seed=seed,
             reserved=reserved,
         )
+
+    def table(self, root: str) -> pd.DataFrame:
+        return self._read(root)[0]
+
+    def _read(self, root: str) -> tuple[pd.DataFrame, dict[str, np.ndarray] | None, bool]:
+        """All rows; the parts, if two files declare them; and whether cells are untyped text."""
+        path = find_file(self.path, root, key="data.path")
+        table, untyped = read_table(path), is_csv(path)
+        if self.test_path is None:
+            return table, None, untyped
+        test_path = find_file(self.test_path, root, key="data.test_path")
+        table, parts = _join(table, read_table(test_path), test_path)
+        return table, parts, untyped or is_csv(test_path)
 
 
 def _join(

@@ -95,6 +95,17 @@ class Images(DataSource):
         )
 
 
+def read_images(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The test images of a file, or all if it has one part: `[N, C, H, W]` uint8, labels `[N]`, names of the classes.
+
+    Raises:
+        UsageError: unreadable, or without images and labels.
+    """
+    stored, classes = _read({"both": path})
+    test = stored["test"]
+    return test.images(np.arange(len(test.y))), test.y, classes
+
+
 @dataclass(frozen=True)
 class _Stored:
     """The images of one part as the file has them, and their labels `[N]`."""

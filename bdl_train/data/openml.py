@@ -4,6 +4,7 @@ import http.client
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import Field
 
 from bdl_train.data import Data
@@ -39,8 +40,7 @@ class Openml(TableSource):
     def load(self, root: str, seed: int) -> Data:
         fetched = self._fetch()
         target = self.target or _own_target(fetched)
-        table = fetched.frame.reset_index(drop=True)
-        table = table.set_axis([str(name) for name in table.columns], axis=1)
+        table = _frame(fetched)
         return self.from_table(
             name=self.name or f"openml-{self.data_id}",
             table=table,
@@ -50,6 +50,9 @@ class Openml(TableSource):
             untyped=False,
             seed=seed,
         )
+
+    def table(self, root: str) -> pd.DataFrame:
+        return _frame(self._fetch())
 
     def _fetch(self) -> Any:
         from sklearn.datasets import fetch_openml, get_data_home
@@ -68,6 +71,11 @@ class Openml(TableSource):
             ) from error
         except ValueError as error:
             raise UsageError(f"OpenML refused {said}: {error}") from error
+
+
+def _frame(fetched: Any) -> pd.DataFrame:
+    table = fetched.frame.reset_index(drop=True)
+    return table.set_axis([str(name) for name in table.columns], axis=1)
 
 
 def _own_target(fetched: Any) -> str:

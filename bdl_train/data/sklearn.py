@@ -1,7 +1,7 @@
 """The toy data sets that ship inside scikit-learn: no network, no files."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,16 +32,14 @@ class Sklearn(DataSource):
     batch_size: Annotated[int, Field(ge=1)]
 
     def load(self, root: str, seed: int) -> Data:
-        from sklearn import datasets
-
-        bunch = getattr(datasets, f"load_{self.name}")()
+        bunch = self._bunch()
         y = np.asarray(bunch.target)
         is_regression = self.name == "diabetes"
         classes = () if is_regression else tuple(str(name) for name in bunch.target_names)
         parts = random_split(len(y), self.split, self.test_fraction)
         return table_data(
             name=self.name,
-            table=pd.DataFrame(bunch.data, columns=[str(name) for name in bunch.feature_names]),
+            table=_inputs(bunch),
             y=y,
             target_name={"diabetes": "progression", "breast_cancer": "diagnosis"}.get(self.name, "class"),
             kind=TargetKind.CONTINUOUS if is_regression else TargetKind.CLASS,
@@ -51,3 +49,15 @@ class Sklearn(DataSource):
             val_fraction=self.val_fraction,
             seed=seed,
         )
+
+    def table(self, root: str) -> pd.DataFrame:
+        return _inputs(self._bunch())
+
+    def _bunch(self) -> Any:
+        from sklearn import datasets
+
+        return getattr(datasets, f"load_{self.name}")()
+
+
+def _inputs(bunch: Any) -> pd.DataFrame:
+    return pd.DataFrame(bunch.data, columns=pd.Index([str(name) for name in bunch.feature_names]))

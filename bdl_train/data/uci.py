@@ -40,6 +40,32 @@ class Uci(DataSource):
     batch_size: Annotated[int, Field(ge=1)]
 
     def load(self, root: str, seed: int) -> Data:
+        stored, path = self._stored(root)
+        X, y = _table(stored, path)
+        target_name = str(stored.get("target_name", "target"))
+        if self.protocol == "gap":
+            train_rows, test_rows = self._gap_rows(root, X)
+        else:
+            train_rows, test_rows = self._standard_rows(stored, len(y))
+        return table_data(
+            name=self.name,
+            table=_named(stored, X),
+            y=y,
+            target_name=target_name,
+            kind=TargetKind.CONTINUOUS,
+            train_rows=train_rows.astype(np.int64),
+            test_rows=test_rows.astype(np.int64),
+            val_fraction=self.val_fraction,
+            seed=seed,
+            notes={"duplicated_rows": len(y) - len(np.unique(np.column_stack([X, y]), axis=0))},
+        )
+
+    def table(self, root: str) -> pd.DataFrame:
+        stored, path = self._stored(root)
+        X, y = _table(stored, path)
+        return _named(stored, X).assign(**{str(stored.get("target_name", "target")): y})
+
+    def _stored(self, root: str) -> tuple[Mapping[str, np.ndarray], Path]:
         folder = Path(root) / "uci"
         path = folder / f"{self.name}.npz"
         if not path.is_file():
@@ -50,26 +76,7 @@ class Uci(DataSource):
                 f"{path} does not exist. Point data.root (or the environment variable BDL_DATA_ROOT) at the "
                 "folder that holds uci/<name>.npz."
             )
-        stored = load_npz(path)
-        X, y = _table(stored, path)
-        names = [str(one) for one in stored.get("feature_names", [f"x{i}" for i in range(X.shape[1])])]
-        target_name = str(stored.get("target_name", "target"))
-        if self.protocol == "gap":
-            train_rows, test_rows = self._gap_rows(root, X)
-        else:
-            train_rows, test_rows = self._standard_rows(stored, len(y))
-        return table_data(
-            name=self.name,
-            table=pd.DataFrame(X, columns=pd.Index(names)),
-            y=y,
-            target_name=target_name,
-            kind=TargetKind.CONTINUOUS,
-            train_rows=train_rows.astype(np.int64),
-            test_rows=test_rows.astype(np.int64),
-            val_fraction=self.val_fraction,
-            seed=seed,
-            notes={"duplicated_rows": len(y) - len(np.unique(np.column_stack([X, y]), axis=0))},
-        )
+        return load_npz(path), path
 
     def _standard_rows(
         self, stored: Mapping[str, np.ndarray], num_rows: int
@@ -96,6 +103,11 @@ class Uci(DataSource):
                 f"data.split={self.split} does not exist: data.name={self.name} has the {self.protocol} "
                 f"splits 0 to {count - 1}."
             )
+
+
+def _named(stored: Mapping[str, np.ndarray], X: np.ndarray) -> pd.DataFrame:
+    names = [str(one) for one in stored.get("feature_names", [f"x{i}" for i in range(X.shape[1])])]
+    return pd.DataFrame(X, columns=pd.Index(names))
 
 
 def _table(stored: Mapping[str, np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray]:

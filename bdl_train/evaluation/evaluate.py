@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from bdl_train.data import Part
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.bootstrap import metrics_with_intervals
-from bdl_train.evaluation.members import MOST_NLL, MemberScores, member_measures, score_members
+from bdl_train.evaluation.members import MOST_NLL, MemberScores, member_measures
 from bdl_train.evaluation.metrics import Metric
-from bdl_train.evaluation.rows import RowScores, score_rows
+from bdl_train.evaluation.rows import RowScores
+from bdl_train.evaluation.shards import score_part
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, sha256, write_bytes, write_json
 from bdl_train.specs import TargetSpec
@@ -48,19 +48,6 @@ def evaluate(predictor: Predictor, part: Part, target: TargetSpec) -> Evaluation
     keep_nll = len(part) * predictor.posterior.num_members <= MOST_NLL
     rows, members = score_part(predictor, part, target, keep_nll=keep_nll)
     return assemble(rows, members, part.rows, target)
-
-
-def score_part(
-    predictor: Predictor, part: Part, target: TargetSpec, *, keep_nll: bool = True
-) -> tuple[RowScores, MemberScores]:
-    """Scores of all rows of a part, and of every member on them."""
-    x, y = torch.from_numpy(part.x), torch.from_numpy(part.y)
-    scored, members = [], []
-    for tile in predictor(x, y, per_component=True):
-        y_tile = part.y[tile.rows]
-        scored.append(score_rows(tile, y_tile, target))
-        members.append(score_members(tile, y_tile, target, keep_nll=keep_nll))
-    return RowScores.concatenate(scored), MemberScores.concatenate(members)
 
 
 def assemble(rows: RowScores, members: MemberScores, row_ids: np.ndarray, target: TargetSpec) -> Evaluation:

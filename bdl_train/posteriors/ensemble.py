@@ -74,7 +74,7 @@ class EnsemblePosterior:
             )
         return num_draws
 
-    def only(self, index: int) -> "EnsemblePosterior":
-        """The posterior of one member alone."""
-        at = list(self.ids).index(index)
-        return EnsemblePosterior([index], [self.members[at]], self.num_draws, self.seed)
+    def only(self, *indices: int) -> "EnsemblePosterior":
+        """The posterior of one member, or of some, alone."""
+        members = [self.members[list(self.ids).index(index)] for index in indices]
+        return EnsemblePosterior(list(indices), members, self.num_draws, self.seed)

@@ -3,8 +3,10 @@
 Shape letters: C components, B rows, Q levels.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,21 @@ class Mixture:
         return Mixture(
             type(own)(**params, validate_args=False), log_weights - torch.logsumexp(log_weights, 0)
         )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Mixture]", shares: Sequence[float]) -> "Mixture":
+        """The mixture that draws from each part with its share; all parts are of the same rows."""
+        return cls(
+            _stacked([part.components for part in parts], 0),
+            torch.cat(
+                [part.log_weights + math.log(share) for part, share in zip(parts, shares, strict=True)]
+            ),
+        )
+
+    @classmethod
+    def of_rows(cls, parts: "Sequence[Mixture]") -> "Mixture":
+        """One mixture over the rows of all parts, which have the same components."""
+        return cls(_stacked([part.components for part in parts], 1), parts[0].log_weights)
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(Y ≤ value) per row: `[B]` or `[Q, B]`, like `value`."""
@@ -76,3 +93,13 @@ class Mixture:
         weights = self.weights.to(parts.mean.device)
         slices = blocks(num_components, num_rows, parts.mean.device)
         return torch.cat([f(parts.rows(rows), weights, rows) for rows in slices], dim=-1)
+
+
+def _stacked(distributions: Sequence[Distribution], dim: int) -> Distribution:
+    """Distributions of one kind side by side."""
+    kind = distributions[0]
+    params: dict[str, Any] = {
+        name: torch.cat([getattr(one, name).expand(one.batch_shape) for one in distributions], dim=dim)
+        for name in kind.arg_constraints
+    }
+    return type(kind)(**params, validate_args=False)

@@ -3,7 +3,8 @@
 Memory grows neither with the rows nor with the draws. Shape letters: C components, B rows of a block, P parameters.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +57,51 @@ class TilePrediction:
     members: Tensor
     member_probs: Tensor | None = None
     energy: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, tiles: "Sequence[TilePrediction]") -> "TilePrediction":
+        """Neighbouring tiles of one pass as one."""
+        first = tiles[0]
+        stats = first.stats.of_rows([tile.stats for tile in tiles])  # pyright: ignore[reportArgumentType]
+        mixtures = [tile.mixture for tile in tiles if tile.mixture is not None]
+        return cls(
+            slice(first.rows.start, tiles[-1].rows.stop),
+            stats,
+            Mixture.of_rows(mixtures) if mixtures else None,
+            _cat([tile.per_component for tile in tiles], 1),
+            first.members,
+            _cat([tile.member_probs for tile in tiles], 1),
+            _cat([tile.energy for tile in tiles], 0),
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TilePrediction]") -> "TilePrediction":
+        """One tile from those of disjoint members, predicted apart: each part's weights sum to 1, and every member
+        counts the same. Parts may come in any order."""
+        parts = sorted(parts, key=lambda part: int(part.members.min()))
+        counts = [len(part.members.unique()) for part in parts]
+        shares = [count / sum(counts) for count in counts]
+        stats = functools.reduce(
+            _merge, [part.stats.scaled(share) for part, share in zip(parts, shares, strict=True)]
+        )
+        mixtures = [part.mixture for part in parts if part.mixture is not None]
+        energies = [part.energy for part in parts if part.energy is not None]
+        return cls(
+            parts[0].rows,
+            stats,
+            Mixture.joined(mixtures, shares) if mixtures else None,
+            _cat([part.per_component for part in parts], 0),
+            torch.cat([part.members for part in parts]),
+            _cat([part.member_probs for part in parts], 0),
+            sum((share * one for share, one in zip(shares, energies, strict=True)), torch.zeros(()))
+            if energies
+            else None,
+        )
+
+
+def _cat(tensors: "Sequence[Tensor | None]", dim: int) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there, dim=dim) if there else None
 
 
 @dataclass

@@ -4,6 +4,7 @@ Shape letters: C components of a chunk, B rows, K classes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, singledispatch
 from typing import Self
@@ -17,6 +18,10 @@ from torch.nn.functional import logsigmoid, softplus
 def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats over the last axis, with 0 log 0 = 0."""
     return torch.special.entr(probs).sum(-1)
+
+
+_CLASS_SUMS = ("probs", "expected_entropy", "log_score")
+_NUMBER_SUMS = ("mean", "sum_sq_dev", "expected_variance", "log_score")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,21 @@ class ClassStats:
             self.expected_entropy + other.expected_entropy,
             torch.logaddexp(self.log_score, other.log_score),
         )
+
+    def scaled(self, factor: float) -> Self:
+        """The same with every weight times `factor`."""
+        return type(self)(
+            self.weight * factor,
+            self.probs * factor,
+            self.expected_entropy * factor,
+            self.log_score + math.log(factor),
+        )
+
+    @classmethod
+    def of_rows(cls, parts: Sequence[Self]) -> Self:
+        """The same components of the rows of all parts."""
+        fields = (torch.cat([getattr(part, name) for part in parts]) for name in _CLASS_SUMS)
+        return cls(parts[0].weight, *fields)
 
     @cached_property
     def mean_probs(self) -> Tensor:
@@ -97,6 +117,22 @@ class NumberStats:
             self.expected_variance + other.expected_variance,
             torch.logaddexp(self.log_score, other.log_score),
         )
+
+    def scaled(self, factor: float) -> Self:
+        """The same with every weight times `factor`."""
+        return type(self)(
+            self.weight * factor,
+            self.mean,
+            self.sum_sq_dev * factor,
+            self.expected_variance * factor,
+            self.log_score + math.log(factor),
+        )
+
+    @classmethod
+    def of_rows(cls, parts: Sequence[Self]) -> Self:
+        """The same components of the rows of all parts."""
+        fields = (torch.cat([getattr(part, name) for part in parts]) for name in _NUMBER_SUMS)
+        return cls(parts[0].weight, *fields)
 
     @property
     def aleatoric(self) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from small_posteriors import small_artefact
 
 from bdl_train.data import Part
-from bdl_train.evaluation.evaluate import evaluate, score_part
+from bdl_train.evaluation.evaluate import evaluate
 from bdl_train.evaluation.members import MemberScores, members_section
+from bdl_train.evaluation.shards import score_part
 from bdl_train.posteriors.artefact import Artefact
 from bdl_train.predictive.predict import Predictor
 
