@@ -26,7 +26,8 @@ class Batch:
     Attributes:
         x: `[M, B, ...]`, or `[B, ...]` when `shared`.
         y: `[M, B]`, or `[B]` when `shared`.
-        index: Which training examples these are, `[M, B]` (or `[B]`), positions in the training part.
+        index: Which training examples these are, `[M, B]` (or `[B]`), positions in the training part, or
+            in the member's own rows if it sees a part of it only.
         shared: Every member sees the same examples.
     """
 

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     SPLIT = 3
     DRAWS = 4
     PRIOR_CHECK = 5
+    ROWS = 6
 
 
 def member_seed(run_seed: int, member: int, stream: Stream, attempt: int = 0) -> int:

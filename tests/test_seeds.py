@@ -33,7 +33,7 @@ def test_every_seed_suits_torch_and_numpy(seed: int):
 
 def test_the_numbers_of_the_streams_are_fixed():
     # A run's identity: renumbering would change every network of an old config.
-    expected = {"INIT": 0, "ORDER": 1, "NOISE": 2, "SPLIT": 3, "DRAWS": 4, "PRIOR_CHECK": 5}
+    expected = {"INIT": 0, "ORDER": 1, "NOISE": 2, "SPLIT": 3, "DRAWS": 4, "PRIOR_CHECK": 5, "ROWS": 6}
     assert {name: stream.value for name, stream in Stream.__members__.items()} == expected
 
 

@@ -15,7 +15,14 @@ from bdl_train import __version__
 from bdl_train.data import Data
 from bdl_train.distributed.follow_ups import in_the_end
 from bdl_train.distributed.plan import Plan
-from bdl_train.posteriors.artefact import read_members, write_meta, write_moments, write_tensors
+from bdl_train.posteriors.artefact import (
+    MEMBER_ROWS,
+    ROWS_FILE,
+    read_members,
+    write_meta,
+    write_moments,
+    write_tensors,
+)
 from bdl_train.runs import RunDir, sha256, write_json
 from bdl_train.seeds import Stream, run_seed
 from bdl_train.training.problem import Recipe
@@ -53,10 +60,16 @@ def write_posterior(
     """Write `posterior/`: side files first, `posterior.json` last."""
     some = next(result for result in results.values() if result["status"] == "done")
     names = {"status", "id", "seed", "reason", "file", "sha256", "_target_", "best_epoch"}
-    # Every member trains on the same rows; the reference leaves room for members that do not.
-    members = [{**{k: v for k, v in entry.items() if k in names}, "train_rows": "train"} for entry in entries]
+    rows = {name: getattr(data, name).rows for name in ("train", "val")}
+    own = recipe.member_rows(data, [entry["id"] for entry in entries])
+    if own is not None:
+        rows[MEMBER_ROWS] = data.train.rows[own]
+    train_rows = "train" if own is None else MEMBER_ROWS
+    members = [
+        {**{k: v for k, v in entry.items() if k in names}, "train_rows": train_rows} for entry in entries
+    ]
     meta = {
-        "num_data": len(data.train),
+        "num_data": recipe.num_data(data),
         "temperature": 1.0,
         "method": dict(config["inference"]),
         "prior": dict(config["prior"]),
@@ -72,9 +85,9 @@ def write_posterior(
         "draw_seed": run_seed(recipe.seed, Stream.DRAWS),
         "members": members,
     }
-    rows = {name: torch.from_numpy(getattr(data, name).rows) for name in ("train", "val")}
+    tensors = {name: torch.from_numpy(ids) for name, ids in rows.items()}
     meta["files"] = {
-        "rows.safetensors": write_tensors(run.posterior, "rows.safetensors", rows),
+        ROWS_FILE: write_tensors(run.posterior, ROWS_FILE, tensors),
         "moments.safetensors": write_moments(run.posterior, read_members(run.posterior, meta)),
     }
     write_meta(run.posterior, meta)
@@ -115,7 +128,8 @@ def write_manifest(
             "status": status,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "members": entries,
-            "num_data": len(data.train),
+            # What the potential used, trainer.member_fraction included; all of it where nothing was trained.
+            "num_data": next((r["num_data"] for r in results.values() if "num_data" in r), len(data.train)),
             "data": {
                 "name": data.name,
                 "fingerprint": data.fingerprint(),

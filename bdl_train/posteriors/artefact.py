@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -25,6 +26,8 @@ from bdl_train.specs import InputSpec, TargetSpec
 from bdl_train.stack import Layout
 
 SCHEMA_VERSION = 1
+ROWS_FILE, MEMBER_ROWS = "rows.safetensors", "member_rows"
+"""Source rows: `train` and `val` `[N]`; `member_rows` `[M, N]` if each member has its own, as `members` lists them."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -185,6 +188,34 @@ def read_checked(folder: Path, file: str, expected_sha256: str) -> dict[str, Ten
         return load(content)
     except SafetensorError as error:
         raise UsageError(f"{path} is no safetensors file: {error}.") from error
+
+
+def training_rows(folder: Path, meta: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """The rows that each finished member was trained on, by member id: positions in the source, `[N]` int64 each.
+
+    Args:
+        folder: Of the artefact.
+        meta: Its `posterior.json`. A member's `train_rows` is `train`, the whole train part, or `member_rows`, its own
+            row of that tensor (`trainer.member_fraction` below 1).
+
+    Raises:
+        UsageError: not recorded, damaged, or changed since they were written.
+    """
+    entry = meta.get("files", {}).get(ROWS_FILE)
+    if entry is None:
+        raise UsageError(
+            f"{folder} has not recorded which rows its members were trained on: it has no {ROWS_FILE}."
+        )
+    with _damaged(folder):
+        stored = {name: ids.numpy() for name, ids in read_checked(folder, ROWS_FILE, entry["sha256"]).items()}
+        own, found = stored.get(MEMBER_ROWS), {}
+        if own is not None and len(own) != len(meta["members"]):
+            raise ValueError(f"{MEMBER_ROWS} has {len(own)} rows for {len(meta['members'])} members")
+        for place, member in enumerate(meta["members"]):
+            if member["status"] == "done":
+                ids = stored[member["train_rows"]]
+                found[int(member["id"])] = ids[place] if member["train_rows"] == MEMBER_ROWS else ids
+    return found
 
 
 def _read_member(folder: Path, entry: Mapping[str, Any], num_params: int) -> MemberPosterior:

@@ -1,6 +1,6 @@
 """Which examples each member sees at each step: a function of (member seed, attempt, step), so nothing to lose.
 
-Shape letters: M members, N training examples, B batch, K steps of one call.
+Shape letters: M members, N training examples of one member, B batch, K steps of one call.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ def order(member_seed: int, epoch: int, num_data: int) -> Tensor:
 
 
 class StepFeed:
-    """One epoch's batches as example numbers `[K, M, B]`, several steps at a time.
+    """One epoch's batches as numbers of each member's own examples, `[K, M, B]`, several steps at a time.
 
     Each epoch has N // B full batches; the few examples left over differ from epoch to epoch, since every epoch has a
     new order. All batches have one shape, so a compiled step compiles once. Iterating starts at the step

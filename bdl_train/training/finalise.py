@@ -36,7 +36,7 @@ def finalise(
 
     Args:
         posterior: A distribution over weights.
-        x: Training inputs as stored, `[N, *shape]`.
+        x: The member's own training inputs as stored, `[N, *shape]`.
         num_draws: Atoms to make.
         seed: Of the draws.
         batch_size: Of the batches, as in training: deeper layers see inputs normalised by it.

@@ -1,6 +1,6 @@
 """The LightningModule of one stack: hands batches to the method, and aggregates what the members predict.
 
-Shape letters: M members, N training examples, B batch, K steps of one call.
+Shape letters: M members, N training examples of one member, B batch, K steps of one call.
 """
 
 import logging
@@ -47,6 +47,7 @@ class MemberStack(pl.LightningModule):
 
     Attributes:
         state: The method's state.
+        member_rows: Positions in the train part of each member's own examples, `[M, N]`; None = all see all of it.
         nll_sum, num_logged: Training NLL `[M]` summed over the steps of the current epoch, and their number.
         val_nll: Mean validation NLL of each member `[M]` after the last epoch, nats; None before the first.
         val_ensemble_nll: The same of the mixture of the stack's members that did not diverge.
@@ -67,11 +68,12 @@ class MemberStack(pl.LightningModule):
         early_stopping: EarlyStopping | None,
         augment: bool = False,
         ranks: Ranks = ALONE,
+        member_rows: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.method, self.state, self.feed, self.inputs = method, state, feed, inputs
-        self.train_part, self.val_part = train, val
+        self.train_part, self.val_part, self.member_rows = train, val, member_rows
         self.early_stopping = early_stopping
         self.augment = augment
         self.ranks = ranks
@@ -124,13 +126,14 @@ class MemberStack(pl.LightningModule):
             if self._uses_torch_dropout:
                 # torch's own dropout draws from the global generator: its masks follow (stack, step) alone.
                 torch.manual_seed((self.feed.seeds[0] + self.state.step) & ((1 << 63) - 1))
-            x = part.x[index_MB]
+            rows_MB = index_MB if self.member_rows is None else self.member_rows.gather(1, index_MB)
+            x = part.x[rows_MB]
             if self.augment:
                 x = augment(x, self.feed.generators(self.state.step))
             if self.ranks.world > 1:
                 mine = self.ranks.share(index_MB.shape[1])
-                x, index_MB = x[:, mine], index_MB[:, mine]
-            batch = Batch(self.inputs.prepare(x, dtype), part.y[index_MB], index_MB)
+                x, index_MB, rows_MB = x[:, mine], index_MB[:, mine], rows_MB[:, mine]
+            batch = Batch(self.inputs.prepare(x, dtype), part.y[rows_MB], index_MB)
             self._note(self.method.step(self.state, batch))
 
     def _note(self, log: StepLog) -> None:

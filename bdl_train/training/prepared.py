@@ -75,9 +75,10 @@ class Prepared:
         early_stopping = None if patience is None else EarlyStopping(state, patience)
         dtype = recipe.trainer.dtype
         train, val = DevicePart.of(data.train, device, dtype), DevicePart.of(data.val, device, dtype)
+        rows = recipe.member_rows(data, task.members)
         feed = StepFeed(
             [member_seed(recipe.seed, m, Stream.ORDER, task.attempt) for m in task.members],
-            len(data.train),
+            recipe.num_data(data),
             recipe.batch_size,
             recipe.trainer.steps_per_call,
             lambda: state.step,
@@ -93,10 +94,11 @@ class Prepared:
             early_stopping=early_stopping,
             augment=data.augment != "none",
             ranks=ranks,
+            member_rows=None if rows is None else torch.from_numpy(rows).to(device),
         )
         # Not its CPUs, GPUs and ranks: a run may be resumed on another machine.
         own = {"id": task.id, "members": list(task.members), "attempt": task.attempt}
-        identity = {"task": own, "num_data": len(data.train), "fingerprint": data.fingerprint()}
+        identity = {"task": own, "num_data": recipe.num_data(data), "fingerprint": data.fingerprint()}
         return cls(recipe, problem, executor, state, early_stopping, module, device, identity)
 
     def content(self) -> dict[str, Any]:

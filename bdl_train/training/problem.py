@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class Recipe:
                 recipe.prior,
                 recipe.likelihood,
                 recipe.trainer.max_epochs,
-                recipe.steps_per_epoch(len(data.train)),
+                recipe.steps_per_epoch(recipe.num_data(data)),
             )
         )
         if recipe.method.early_stopping is not None and len(data.val) == 0:
@@ -89,6 +90,26 @@ class Recipe:
             )
         return recipe
 
+    def num_data(self, data: Data) -> int:
+        """N: training examples of one member, the same for all; it scales the likelihood against the prior."""
+        return max(1, round(self.trainer.member_fraction * len(data.train)))
+
+    def member_rows(self, data: Data, members: Sequence[int]) -> np.ndarray | None:
+        """Which training examples each member sees: a function of (run seed, member), whatever its stack or attempt.
+
+        Args:
+            data: What the run trains on.
+            members: Ensemble indices.
+
+        Returns:
+            Positions in the train part `[M, N]` int64, ascending; None when each member sees all of it.
+        """
+        num_rows, num_data = len(data.train), self.num_data(data)
+        if num_data == num_rows:
+            return None
+        generators = (np.random.default_rng(member_seed(self.seed, m, Stream.ROWS)) for m in members)
+        return np.stack([np.sort(one.choice(num_rows, num_data, replace=False)) for one in generators])
+
     def steps_per_epoch(self, num_data: int) -> int:
         return num_data // min(self.batch_size, num_data)
 
@@ -104,11 +125,11 @@ class Recipe:
         """
         if num_ranks == 1:
             return
-        rows = min(self.batch_size, len(data.train))
+        rows = min(self.batch_size, self.num_data(data))
         if rows < num_ranks:
             raise UsageError(
                 f"cluster.ranks_per_stack={num_ranks} needs a row for each rank in a batch of {rows}: raise "
-                "data.batch_size."
+                "data.batch_size, or trainer.member_fraction."
             )
         with torch.random.fork_rng(devices=[]):
             network = self.make_network(data)
@@ -156,17 +177,17 @@ class Recipe:
             StackedNetwork(template, executor),
             self.likelihood,
             prior,
-            len(data.train),
+            self.num_data(data),
             stack.layout,
             compile=self.trainer.compile,
             reduce=ranks.mean if ranks.world > 1 else None,
         )
         if ranks.world > 1:
-            mine = ranks.share(min(self.batch_size, len(data.train)))
+            mine = ranks.share(min(self.batch_size, self.num_data(data)))
             for module in template.modules():
                 if isinstance(module, Dropout):
                     module.share = (mine.start, mine.stop - mine.start)
-        steps_per_epoch = self.steps_per_epoch(len(data.train))
+        steps_per_epoch = self.steps_per_epoch(self.num_data(data))
         problem = Problem(
             stack=stack,
             potential=potential,

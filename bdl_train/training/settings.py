@@ -17,6 +17,7 @@ class TrainerSettings:
 
     Attributes:
         max_epochs: Passes over the training part.
+        member_fraction: Share of the training rows that each member sees, drawn for it at random without replacement.
         precision: Of weights and arithmetic, in Lightning's words.
         accelerator: `auto` uses a GPU where the plan gives the stack one.
         executor: How the members of a stack run: one batched call, or one after another.
@@ -30,6 +31,7 @@ class TrainerSettings:
     """
 
     max_epochs: Annotated[int, Field(ge=1)]
+    member_fraction: Annotated[float, Field(gt=0, le=1)]
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu"]
     executor: Literal["auto", "vmap", "loop"]

@@ -95,6 +95,7 @@ def train_stack(
             "shapes": [list(s) for s in state.stack.layout.shapes],
         },
         "batch_norm": has_batch_norm(stack.problem.potential.network.template),
+        "num_data": stack.problem.potential.num_data,
         "steps": state.step,
         "seconds": time.monotonic() - start,
         "device": str(stack.device),
@@ -119,7 +120,7 @@ def _write_members(task: StackTask, stack: Prepared, data: Data, run: RunDir) ->
         entry = {"id": member, "seed": member_seed(stack.recipe.seed, member, Stream.INIT, task.attempt)}
         reason = DIVERGED if failed[m] else _why_unusable(posteriors[m])
         if reason is None:
-            posterior = _finalised(posteriors[m], stack, data, member)
+            posterior = _finalised(posteriors[m], stack, data, m, member)
             entry |= {"status": "done", **write_member(run.posterior, member, posterior)}
             if stopping is not None:
                 entry["best_epoch"] = int(stopping.best_epoch[m])
@@ -159,16 +160,19 @@ def _lost_files(result: Any, run: RunDir, result_file: Path) -> list[str]:
     return [path.name for path, digest in written.items() if not path.is_file() or sha256(path) != digest]
 
 
-def _finalised(posterior: MemberPosterior, stack: Prepared, data: Data, member: int) -> MemberPosterior:
+def _finalised(
+    posterior: MemberPosterior, stack: Prepared, data: Data, m: int, member: int
+) -> MemberPosterior:
     recipe, network = stack.recipe, stack.problem.potential.network
     if posterior.num_atoms is not None or not has_batch_norm(network.template):
         return posterior
+    x, rows = stack.module.train_part.x, stack.module.member_rows
     return finalise(
         posterior,
         network,
         stack.problem.stack.layout,
         data.inputs,
-        stack.module.train_part.x,
+        x if rows is None else x[rows[m]],
         num_draws=recipe.method.num_draws,
         seed=member_seed(recipe.seed, member, Stream.DRAWS),
         batch_size=recipe.batch_size,

@@ -65,6 +65,7 @@ def shipped(data: Data, num_members: int, epochs: int) -> float:
         "trainer": {
             "_target_": "bdl_train.training.settings.TrainerSettings",
             "max_epochs": epochs,
+            "member_fraction": 1.0,
             "precision": "32-true",
             "accelerator": "cpu",
             "executor": "auto",

@@ -36,6 +36,8 @@ def test_weights_are_kept_in_float32_or_better(precision: str, dtype: torch.dtyp
     ("name", "value"),
     [
         ("max_epochs", 0),
+        ("member_fraction", 0.0),
+        ("member_fraction", 1.01),
         ("precision", "16-mixed"),
         ("accelerator", "tpu"),
         ("executor", "map"),
