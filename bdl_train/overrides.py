@@ -1,7 +1,7 @@
 """The words of the command line that set keys: Hydra's grammar, with paths taken as they are.
 
-Hydra 1.3 cannot read `run=a=b`, `run=a(1)` or `input=a,b.csv`; the values of keys that name files are
-therefore quoted before Hydra sees them.
+Hydra 1.3 cannot read `run=a=b`, `run=a(1)`, `input=a,b.csv` or `slices=[age>65]`; the values of keys that name files,
+and the items of lists of expressions, are therefore quoted before Hydra sees them.
 """
 
 import itertools
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 FILE_KEYS = frozenset({"run", "runs", "input", "output", "resume", "output_dir", "path", "root"})
+EXPRESSION_KEYS = frozenset({"slices"})
 _KEY = re.compile(r"(?:\+{0,2}|~)[A-Za-z_$][\w$-]*(?:[./@:][\w$-]+)*")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_ITEM = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
 
 
 def override_key(text: str) -> str:
@@ -31,6 +33,16 @@ def override_key(text: str) -> str:
 def names_file(key: str) -> bool:
     """Whether the values of this dotted key are paths: `run`, `output_dir`, `data.path`, `prior.run` ..."""
     return key.rpartition(".")[2] in FILE_KEYS
+
+
+def quote_expressions(text: str) -> str:
+    """An override of a list of expressions with every item quoted for Hydra; any other override as it is."""
+    key, _, value = text.partition("=")
+    items = value.strip()
+    if override_key(text) not in EXPRESSION_KEYS or not (items.startswith("[") and items.endswith("]")):
+        return text
+    pieces = [item.strip() for item in _ITEM.findall(items[1:-1])]
+    return f"{key}=[{', '.join(one if _QUOTED.fullmatch(one) else _quoted(one) for one in pieces if one)}]"
 
 
 def quote_path(text: str, *, sweep: bool = False) -> str:
@@ -76,7 +88,7 @@ def parse(
                 "--config-dir for a folder of your own configs."
             )
         try:
-            parsed += parser.parse_overrides([quote_path(text, sweep=sweep)])
+            parsed += parser.parse_overrides([quote_expressions(quote_path(text, sweep=sweep))])
         except HydraException as error:
             lines = str(error).splitlines()
             reason = f": {lines[1]}" if lines[0].startswith("Error parsing") else ""

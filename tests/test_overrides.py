@@ -207,3 +207,18 @@ def test_an_axis_that_means_nothing_is_refused(word, said):
         split_axes([word])
     assert said in str(error.value)
     assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "items"),
+    [
+        ("slices=[sex, age>65, race×sex]", ["sex", "age>65", "race×sex"]),
+        ("slices=['a, b', marital-status==Never married]", ["a, b", "marital-status==Never married"]),
+        ('slices=["x>1"]', ["x>1"]),
+        ("slices=[]", []),
+        ("slices=[race*sex & age in 18..25]", ["race*sex & age in 18..25"]),
+    ],
+)  # fmt: skip
+def test_items_of_a_list_of_expressions_need_no_quotes(given: str, items: list[str]):
+    (override,) = parse([given])
+    assert [getattr(one, "text", one) for one in override.value()] == items  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]

@@ -1,7 +1,7 @@
 """Which member trains where: a pure plan, and thin launchers that carry it out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,11 @@ class Launcher(Cluster):
 
     Attributes:
         concurrent: Whether several threads may launch at the same time, after `open`.
+        remote: Whether `map` uses other processes than this one.
     """
 
     concurrent = True
+    remote = False
 
     def open(self) -> None:
         """Start what `launch` needs; `launch` by itself does so in time.
@@ -88,6 +90,18 @@ class Launcher(Cluster):
         Returns:
             By stack id: the result of `train_stack`, or `{"status": "failed", "reason": ...}`.
         """
+
+    def map(
+        self, function: Callable[..., Any], shared: tuple[Any, ...], tasks: Sequence[Any]
+    ) -> Iterator[Any]:
+        """Call `function(*shared, task)` for every task, where stacks would run; the results come in any order.
+
+        Args:
+            function: Of a module, so that other processes find it.
+            shared: The same for all tasks: handed to each process once, arrays without a copy.
+            tasks: Small.
+        """
+        return (function(*shared, task) for task in tasks)
 
     def close(self) -> None:
         """Give back what `launch` started."""

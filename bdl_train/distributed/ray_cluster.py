@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from bdl_train.build import allowed_packages
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed._ray_loop import RayLoop
+from bdl_train.distributed._ray_map import ray_map
 from bdl_train.distributed.ray_address import require_answer, settled
 from bdl_train.distributed.ray_local import QUIET
 from bdl_train.distributed.ray_token import token_of
@@ -50,6 +51,8 @@ class RayCluster(Launcher):
     ranks_per_stack: Annotated[int, Field(ge=1)]
     max_retries: Annotated[int, Field(ge=0)]
 
+    remote = True
+
     def resources(self) -> Resources:
         """What its nodes have, from the cluster itself."""
         nodes = [node["Resources"] for node in self._connect().nodes() if node["Alive"]]
@@ -68,6 +71,19 @@ class RayCluster(Launcher):
         require_shared(ray, job.run)
         loop = RayLoop(ray, job, num_workers=self.num_workers, max_retries=self.max_retries)
         return loop.run(tasks, tick)
+
+    def map(
+        self, function: Callable[..., Any], shared: tuple[Any, ...], tasks: Sequence[Any]
+    ) -> Iterator[Any]:
+        return ray_map(
+            self._connect(),
+            function,
+            shared,
+            tasks,
+            cpus=self.cpus_per_stack or 1,
+            gpus=self.gpus_per_stack,
+            at_once=self.num_workers,
+        )
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""

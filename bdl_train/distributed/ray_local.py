@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from pydantic import Field
 
 from bdl_train.distributed import Job, Launcher, Resources
 from bdl_train.distributed._ray_loop import RayLoop
+from bdl_train.distributed._ray_map import ray_map
 from bdl_train.errors import RunFailedError, UsageError
 from bdl_train.training.prepared import StackTask
 
@@ -55,6 +56,8 @@ class RayLocal(Launcher):
     num_gpus: Annotated[int, Field(ge=0)] | None
     max_retries: Annotated[int, Field(ge=0)]
 
+    remote = True
+
     def resources(self) -> Resources:
         gpus = self.num_gpus
         if gpus is None:
@@ -74,6 +77,19 @@ class RayLocal(Launcher):
         ray = start(self.resources())
         loop = RayLoop(ray, job, num_workers=self.num_workers, max_retries=self.max_retries)
         return loop.run(tasks, tick)
+
+    def map(
+        self, function: Callable[..., Any], shared: tuple[Any, ...], tasks: Sequence[Any]
+    ) -> Iterator[Any]:
+        return ray_map(
+            start(self.resources()),
+            function,
+            shared,
+            tasks,
+            cpus=self.cpus_per_stack or 1,
+            gpus=self.gpus_per_stack,
+            at_once=self.num_workers,
+        )
 
     def close(self) -> None:
         stop()

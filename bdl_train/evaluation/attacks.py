@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from bdl_train.data import Part
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.bootstrap import bootstrap_intervals
+from bdl_train.evaluation.features import Number, features_of, sample_rows
 from bdl_train.evaluation.functionals import Statistic, mean_of, ranking
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Level, Section
-from bdl_train.evaluation.sensitivity import ROWS, Number, features_of, sample_rows
+from bdl_train.evaluation.sensitivity import ROWS
 from bdl_train.predictive.differentiable import MixtureModule
 from bdl_train.specs import InputSpec, TargetSpec
 

@@ -1,7 +1,6 @@
-"""Leaving rows to a human: what is gained when the most uncertain rows are deferred, and which action costs least.
+"""Leaving rows to a human: what is gained when the most uncertain rows are deferred.
 
-A row is kept if its uncertainty is below a threshold, else deferred. Shape letters: N rows, G distinct levels of
-uncertainty, Q thresholds, K classes, A actions.
+Shape letters: N rows.
 """
 
 import math
@@ -13,17 +12,22 @@ import numpy as np
 import pandas as pd
 
 from bdl_train.errors import UsageError, unknown_choice
-from bdl_train.evaluation.bootstrap import LEVEL, bootstrap_intervals, percentiles, resamples_for
+from bdl_train.evaluation.bootstrap import bootstrap_intervals, percentiles, resamples_for
 from bdl_train.evaluation.functionals import mean_of, selective
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Level, Section
+from bdl_train.evaluation.selection import (
+    Policy,
+    binomial_interval,
+    empirical_policy,
+    guaranteed_policy,
+    levels_of,
+    mean_of_first,
+)
 
 KEY, TITLE = "deferral", "Deferral"
-COSTS_KEY, COSTS_TITLE = "costs", "Costs of decisions"
 NUM_POINTS = 100
 """Coverages of the written curve."""
-NUM_THRESHOLDS = 20
-"""Coverages that a guaranteed threshold is chosen from: 5 %, 10 %, ..., 100 % of the validation rows."""
 USUAL_RISK = 0.05
 """The error rate at which a coverage is told when there is no target."""
 
@@ -93,117 +97,6 @@ _NUMBER_UNCERTAINTY: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarra
     "total": lambda c: c["total_std"],
     "epistemic": lambda c: c["epistemic_std"],
 }
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Which rows are kept: those with an uncertainty below `threshold`.
-
-    Attributes:
-        threshold: inf keeps every row; NaN keeps none, because no threshold reaches the target.
-        coverage: Share of the validation rows that is kept, or would be where the mean loss is lowest.
-        mean_loss: Of the kept validation rows, or its upper bound; the lowest there is if none reaches the target.
-    """
-
-    threshold: float
-    coverage: float
-    mean_loss: float
-
-    def keeps(self, uncertainty: np.ndarray) -> np.ndarray:
-        return uncertainty < self.threshold
-
-
-def binomial_interval(successes: int, count: int, level: float = LEVEL) -> tuple[float, float]:
-    """Central interval of a share (Clopper & Pearson 1934): covers it with at least `level`, whatever it is."""
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, count - successes + 1))
-    high = 1.0 if successes == count else float(beta.ppf(1 - tail, successes + 1, count - successes))
-    return low, high
-
-
-def risk_coverage(uncertainty: np.ndarray, loss: np.ndarray) -> pd.DataFrame:
-    """Mean loss of the n least uncertain rows, for n = 1..N.
-
-    Rows of equal uncertainty are taken in expectation over their order.
-
-    Source:
-        Geifman & El-Yaniv (2017), arXiv:1705.08500, Section 2.
-
-    Args:
-        uncertainty, loss: `[N]`, finite.
-
-    Returns:
-        `coverage` n/N, `risk` (the mean loss), `threshold` (the largest uncertainty among the n).
-    """
-    _, width, losses = _levels(uncertainty, loss)
-    count = len(uncertainty)
-    kept = np.arange(1, count + 1)
-    risk = _mean_of_first(kept, width, losses)
-    return pd.DataFrame({"coverage": kept / count, "risk": risk, "threshold": np.sort(uncertainty)})
-
-
-def _levels(uncertainty: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct uncertainties `[G]`, ascending, the number of rows at each and the sum of their losses."""
-    levels, place = np.unique(uncertainty, return_inverse=True)
-    return levels, np.bincount(place), np.bincount(place, weights=loss)
-
-
-def _mean_of_first(kept: np.ndarray, width: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Mean loss of the first `kept` rows: a level that is cut gives its share of losses."""
-    ends, sums = np.append(0, np.cumsum(width)), np.append(0.0, np.cumsum(losses))
-    return np.interp(kept, ends, sums) / kept
-
-
-def empirical_policy(uncertainty: np.ndarray, loss: np.ndarray, most: float) -> Policy:
-    """The threshold that keeps most rows while the mean loss of these very rows is at most `most`.
-
-    On other rows the mean loss is above the target about as often as below it: see `guaranteed_policy`.
-    """
-    levels, width, losses = _levels(uncertainty, loss)
-    kept = np.cumsum(width)
-    return _largest(np.append(levels[1:], np.inf), kept, np.cumsum(losses) / kept, most)
-
-
-def guaranteed_policy(uncertainty: np.ndarray, wrong: np.ndarray, most: float, delta: float) -> Policy:
-    """A threshold whose error rate on kept rows is at most `most`, except with probability `delta` over these rows.
-
-    For Q coverages fixed beforehand, the threshold is the uncertainty of the first row that is not kept: given it, the
-    rows below it are independent draws of kept rows and their errors binomial, so the upper Clopper-Pearson bound at
-    δ/Q holds, and all Q bounds hold together with probability 1 − δ. The largest coverage with a bound of at most
-    `most` is chosen. Only that rows are independent and of one kind is assumed.
-
-    Source:
-        Geifman & El-Yaniv (2017), arXiv:1705.08500, Section 3. They bisect over thresholds with δ/log₂N; there the
-        threshold tried next depends on the errors seen before, here none does.
-
-    Args:
-        uncertainty: `[N]` of validation rows that were not trained on.
-        wrong: `[N]` in {0, 1}.
-        most: The error rate allowed.
-        delta: Probability that the guarantee fails.
-    """
-    from scipy.stats import beta
-
-    count = len(uncertainty)
-    order = np.argsort(uncertainty, kind="stable")
-    ranked = np.append(uncertainty[order], np.inf)
-    edges = np.unique(ranked[-(-count * np.arange(1, NUM_THRESHOLDS + 1) // NUM_THRESHOLDS)])
-    kept = np.searchsorted(ranked[:-1], edges)
-    edges, kept = edges[kept > 0], kept[kept > 0]
-    errors = np.cumsum(wrong[order])[kept - 1]
-    bound = np.ones(len(kept))
-    some = errors < kept
-    bound[some] = beta.ppf(1 - delta / NUM_THRESHOLDS, errors[some] + 1, (kept - errors)[some])
-    return _largest(edges, kept, bound, most)
-
-
-def _largest(edges: np.ndarray, kept: np.ndarray, mean_loss: np.ndarray, most: float) -> Policy:
-    reached = np.flatnonzero(mean_loss <= most)
-    best = reached[-1] if len(reached) else int(mean_loss.argmin())
-    threshold = float(edges[best]) if len(reached) else math.nan
-    return Policy(threshold, float(kept[best] / kept[-1]), float(mean_loss[best]))
 
 
 @dataclass(frozen=True)
@@ -330,11 +223,11 @@ def _curve(rows: _Rows, risk: Risk, seed: int) -> pd.DataFrame:
         picked = random.integers(count, size=count)
         width = np.bincount(place[picked], minlength=num_levels)
         losses = np.bincount(place[picked], weights=rows.loss[picked], minlength=num_levels)
-        drawn.append(_mean_of_first(kept, width, losses))
+        drawn.append(mean_of_first(kept, width, losses))
     low, high = percentiles(np.stack(drawn))
-    _, width, losses = _levels(rows.uncertainty, rows.loss)
+    _, width, losses = levels_of(rows.uncertainty, rows.loss)
     ideal = np.cumsum(np.sort(rows.loss))[kept - 1] / kept
-    values = {"risk": _mean_of_first(kept, width, losses), "ideal": ideal, "low": low, "high": high}
+    values = {"risk": mean_of_first(kept, width, losses), "ideal": ideal, "low": low, "high": high}
     return pd.DataFrame(
         {"coverage": kept / count} | {name: risk.of_mean(one) for name, one in values.items()}
     )
@@ -417,148 +310,3 @@ def _policy_verdict(
     if row["high"] > target:
         return f"{text}. The target is met on these rows, but the interval reaches above it.", "note"
     return f"{text}. The target is met.", "good"
-
-
-def cost_section(
-    test: RowScores,
-    *,
-    matrix: Sequence[Sequence[float]],
-    classes: Sequence[str],
-    actions: Sequence[str],
-    seed: int,
-) -> Section:
-    """What decisions cost if each row gets the action of least expected cost under its predictive.
-
-    The action is argmin_a Σ_k p(k) · cost[k, a]; of equal ones the first. Compared with, on the same rows:
-    `argmax` (the cheapest action if the likeliest class were the true one), `majority` (always the cheapest action for
-    the most frequent class), `best_constant` (always the one action that is cheapest on these rows, known only
-    afterwards), `oracle` (the true class is known).
-
-    Source:
-        Elkan (2001), The foundations of cost-sensitive learning, equation 1; a deferring action has one flat cost
-        (Chow 1970).
-
-    Args:
-        test: Rows of a classification.
-        matrix: `[K, A]`, the cost of each action if the true class is that of the row, in any one unit.
-        classes: Names of the K classes.
-        actions: Names of the A actions.
-        seed: Of the intervals.
-
-    Returns:
-        Tables `actions` (action, n, share, expected_cost, mean_cost, share_argmax: of rows that get it) and `summary`
-        (policy, n, mean_cost, low, high, expected_cost, saving, saving_low, saving_high: against `least_expected`).
-
-    Raises:
-        UsageError: a wrong shape, a cost that is negative or not a number, no classes.
-    """
-    cost = _cost_matrix(test, matrix, classes, actions)
-    assert test.probs is not None
-    finite = np.isfinite(test.probs).all(1)
-    if not finite.any():
-        raise UsageError("cost needs rows with finite probabilities, this part has none.")
-    warnings = (
-        () if finite.all() else (f"{int((~finite).sum())} rows without finite probabilities are left out.",)
-    )
-    probs, y = test.probs[finite].astype(np.float64), test.columns["y"][finite].astype(int)
-    expected, cheapest = probs @ cost, cost.argmin(1)
-    majority = int(np.bincount(y, minlength=len(cost)).argmax())
-    taken = {
-        "least_expected": expected.argmin(1),
-        "argmax": cheapest[probs.argmax(1)],
-        "majority": np.full(len(y), cheapest[majority]),
-        "best_constant": np.full(len(y), cost[y].mean(0).argmin()),
-        "oracle": cheapest[y],
-    }
-    paid = {name: cost[y, action] for name, action in taken.items()}
-    summary = _cost_summary(
-        paid, {name: expected[np.arange(len(y)), one] for name, one in taken.items()}, seed
-    )
-    chosen = taken["least_expected"]
-    shares = pd.DataFrame(
-        [
-            {
-                "action": name,
-                "n": int((chosen == a).sum()),
-                "share": float((chosen == a).mean()),
-                "expected_cost": _mean(expected[chosen == a, a]),
-                "mean_cost": _mean(cost[y, a][chosen == a]),
-                "share_argmax": float((taken["argmax"] == a).mean()),
-            }
-            for a, name in enumerate(actions)
-        ]
-    )
-    verdict, level = _cost_verdict(summary.set_index("policy"))
-    return Section(COSTS_KEY, COSTS_TITLE, verdict, level, {"actions": shares, "summary": summary}, warnings)
-
-
-def _cost_matrix(
-    test: RowScores, matrix: Sequence[Sequence[float]], classes: Sequence[str], actions: Sequence[str]
-) -> np.ndarray:
-    if test.probs is None:
-        raise UsageError("cost is a matrix over classes, and this run's target is a number: remove `cost`.")
-    shape = f"{len(classes)} rows (the true class: {', '.join(classes)}) of {len(actions)} costs ({', '.join(actions)})"
-    if len(set(actions)) < len(actions) or not actions:
-        raise UsageError(f"cost needs actions with different names, got: {', '.join(actions) or 'none'}.")
-    given = list(matrix) if isinstance(matrix, Sequence | np.ndarray) else []
-    lengths = [len(row) if isinstance(row, Sequence | np.ndarray) else 1 for row in given]
-    if lengths != [len(actions)] * len(classes) or len(classes) != test.probs.shape[1]:
-        raise UsageError(
-            f"cost must have {shape}, got rows of {lengths} costs; there are {test.probs.shape[1]} classes."
-        )
-    try:
-        cost = np.asarray(matrix, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"cost must hold numbers only: {error}.") from error
-    wrong = ~(np.isfinite(cost) & (cost >= 0))
-    if wrong.any():
-        k, a = np.argwhere(wrong)[0]
-        raise UsageError(
-            f"cost must hold finite numbers of 0 or more, got {cost[k, a]} for the class {classes[k]} and the action "
-            f"{actions[a]}: to reward an action, add a constant to the row."
-        )
-    return cost
-
-
-def _cost_summary(
-    paid: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], seed: int
-) -> pd.DataFrame:
-    own = paid["least_expected"]
-    statistics = {name: mean_of(cost) for name, cost in paid.items()}
-    statistics |= {f"{name} saving": mean_of(cost - own) for name, cost in paid.items()}
-    edges = bootstrap_intervals(statistics, len(own), seed=seed)
-    return pd.DataFrame(
-        [
-            {
-                "policy": name,
-                "n": len(cost),
-                "mean_cost": _mean(cost),
-                "low": edges[name][0],
-                "high": edges[name][1],
-                "expected_cost": _mean(expected[name]),
-                "saving": _mean(cost - own),
-                "saving_low": edges[f"{name} saving"][0],
-                "saving_high": edges[f"{name} saving"][1],
-            }
-            for name, cost in paid.items()
-        ]
-    )
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
-def _cost_verdict(summary: pd.DataFrame) -> tuple[str, Level]:
-    own, argmax, constant = (summary.loc[name] for name in ("least_expected", "argmax", "best_constant"))
-    text = (
-        f"The action of least expected cost costs {own['mean_cost']:.4g} a row ({own['low']:.4g} to {own['high']:.4g}; "
-        f"the model expected {own['expected_cost']:.4g}). It saves {argmax['saving']:.4g} ({argmax['saving_low']:.4g} "
-        f"to {argmax['saving_high']:.4g}) against acting on the likeliest class, and {constant['saving']:.4g} "
-        f"({constant['saving_low']:.4g} to {constant['saving_high']:.4g}) against always taking the best single action."
-    )
-    if argmax["saving_high"] < 0 or constant["saving_high"] < 0:
-        return f"{text} A simpler rule is cheaper: are the probabilities calibrated?", "warn"
-    if argmax["saving_low"] > 0 and constant["saving_low"] > 0:
-        return text, "good"
-    return text, "note"

@@ -4,6 +4,8 @@ Shape letters: C components, B rows of a tile, N rows.
 """
 
 import math
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +18,13 @@ from bdl_train.evaluation.bootstrap import metrics_with_intervals
 from bdl_train.evaluation.members import MOST_NLL, MemberScores, member_measures
 from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.rows import RowScores
+from bdl_train.evaluation.section import Section, write_section
 from bdl_train.evaluation.shards import score_part
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, sha256, write_bytes, write_json
 from bdl_train.specs import TargetSpec
+
+SECTIONS = "sections"
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,41 @@ def assemble(rows: RowScores, members: MemberScores, row_ids: np.ndarray, target
     return Evaluation(metrics, rows, members, row_ids, target)
 
 
-def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str) -> dict[str, float | None]:
-    """Write `evaluation/<name>/`; returns the flat metrics, keyed `split/metric`."""
+def write_evaluation(
+    run: RunDir, name: str, evaluation: Evaluation, split: str, chapters: Iterable[Section] = ()
+) -> dict[str, float | None]:
+    """Write `evaluation/<name>/`; returns the flat metrics, keyed `split/metric`.
+
+    Args:
+        run: The run.
+        name: Of the evaluation.
+        evaluation: Metrics and rows.
+        split: What the rows are.
+        chapters: Written one by one into `sections/` as they come; those of an earlier evaluation go.
+    """
     folder = run.evaluation(name)
+    shutil.rmtree(folder / SECTIONS, ignore_errors=True)
     flat = {f"{split}/{metric.key}": metric.value for metric in evaluation.metrics}
-    write_json(folder / "metrics.json", flat)
-    count = len(evaluation.rows)
-    detail = pd.DataFrame(
+    files = ["metrics.json", "metrics_detail.parquet", "predictions.parquet"]
+    write_json(folder / files[0], flat)
+    columns = {"row": evaluation.row_ids, **evaluation.rows.columns}
+    if evaluation.rows.probs is not None:
+        names = evaluation.target.classes
+        columns |= {f"p_{name}": evaluation.rows.probs[:, k] for k, name in enumerate(names)}
+    _write_parquet(folder / files[2], pd.DataFrame(columns))
+    sliced = []
+    for section in chapters:
+        files += [f"{SECTIONS}/{file}" for file in write_section(folder / SECTIONS, section)]
+        if section.key == "slices" and "metrics" in section.tables:
+            sliced.append(section.tables["metrics"].query("slice != 'all'"))
+    detail = [_details(evaluation, split), *(_slice_details(one, split) for one in sliced)]
+    _write_parquet(folder / files[1], pd.concat(detail, ignore_index=True))
+    write_json(folder / "hashes.json", {file: sha256(folder / file) for file in files})
+    return flat
+
+
+def _details(evaluation: Evaluation, split: str) -> pd.DataFrame:
+    return pd.DataFrame(
         [
             {
                 "key": f"{split}/{metric.key}",
@@ -71,7 +104,7 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
                 "value": metric.value,
                 "low": metric.low,
                 "high": metric.high,
-                "n": count,
+                "n": len(evaluation.rows),
                 "unit": metric.unit,
                 "meaning": metric.meaning,
                 "better": metric.better,
@@ -80,15 +113,11 @@ def write_evaluation(run: RunDir, name: str, evaluation: Evaluation, split: str)
             for metric in evaluation.metrics
         ]
     )
-    _write_parquet(folder / "metrics_detail.parquet", detail)
-    columns = {"row": evaluation.row_ids, **evaluation.rows.columns}
-    if evaluation.rows.probs is not None:
-        names = evaluation.target.classes
-        columns |= {f"p_{name}": evaluation.rows.probs[:, k] for k, name in enumerate(names)}
-    _write_parquet(folder / "predictions.parquet", pd.DataFrame(columns))
-    files = ("metrics.json", "metrics_detail.parquet", "predictions.parquet")
-    write_json(folder / "hashes.json", {file: sha256(folder / file) for file in files})
-    return flat
+
+
+def _slice_details(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
+    kept = metrics[["key", "slice", "value", "low", "high", "n", "unit", "better", "reason"]]
+    return kept.assign(key=split + "/" + kept["key"], meaning=None)
 
 
 def _reason(metric: Metric) -> str | None:

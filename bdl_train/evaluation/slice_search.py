@@ -26,17 +26,10 @@ import numpy as np
 import pandas as pd
 
 from bdl_train.errors import UsageError, unknown_choice
+from bdl_train.evaluation.differences import CONFIDENCE, Regroupings, adjust, difference
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section
-from bdl_train.evaluation.slices import (
-    CONFIDENCE,
-    Regroupings,
-    adjust,
-    difference,
-    losses_of,
-    p_text,
-    table_of,
-)
+from bdl_train.evaluation.slices import losses_of, p_text, table_of
 from bdl_train.evaluation.slicing import Column, Columns, Piece, short_number
 
 TITLE = "Search for slices where it is worse"

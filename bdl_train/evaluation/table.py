@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 from bdl_train.evaluation.metrics import Metric
 
-
-HEADLINE = frozenset(
-    "nll accuracy balanced_accuracy brier ece ace auroc aurc coverage_at_5_risk entropy mutual_information "
-    "rmse mae crps coverage_50 coverage_80 coverage_90 coverage_95 interval_width_95 total_std epistemic_std pit_distance "
-    "best_member_nll mean_member_nll gain_nll".split()
-)
+HEADLINE = frozenset({
+    "nll", "accuracy", "balanced_accuracy", "brier", "ece", "ace", "auroc", "aurc", "coverage_at_5_risk",
+    "entropy", "mutual_information",
+    "rmse", "mae", "crps", "coverage_50", "coverage_80", "coverage_90", "coverage_95", "interval_width_95",
+    "total_std", "epistemic_std", "pit_distance",
+    "best_member_nll", "mean_member_nll", "gain_nll",
+})  # fmt: skip
 """What the terminal shows; the files hold all."""
 
 
 def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
-    """Print one row a headline metric: name, value, interval over resampled rows, unit, which way is better, meaning."""
+    """Print one row a headline metric: name, value, interval over resampled rows, unit, better direction, meaning."""
     from rich.console import Console
     from rich.table import Table
 
@@ -28,7 +29,8 @@ def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
         ("unit", "left"),
         ("meaning", "left"),
     ):
-        table.add_column(header, justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+        narrow = header != "meaning"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=narrow)  # pyright: ignore[reportArgumentType]
     shown = [metric for metric in metrics if metric.key in HEADLINE]
     for metric in shown:
         value = "undefined" if metric.value is None else f"{metric.value:.4g}"

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from bdl_train.config import MASK, leaves
-from bdl_train.data import Data
+from bdl_train.data import Data, DataSource
 from bdl_train.data._datamodule import source_from
 from bdl_train.errors import UsageError
 from bdl_train.posteriors.artefact import Artefact, read_artefact
@@ -84,6 +84,12 @@ def open_artefact(run: RunDir) -> Artefact:
 
 def load_data(config: Mapping[str, Any]) -> Data:
     """The data set of a config."""
+    source, root = source_of(config)
+    return source.load(root, split_seed(config))
+
+
+def source_of(config: Mapping[str, Any]) -> tuple[DataSource, str]:
+    """Where the data of a config come from, and the folder of data sets."""
     node = dict(config["data"])
     root = node.pop("root", None)
     if not isinstance(root, str):
@@ -94,7 +100,7 @@ def load_data(config: Mapping[str, Any]) -> Data:
             f"{masked[0]} was masked when the run was stored: secrets are kept nowhere. Let "
             f"{node.get('_target_')} read it from the environment."
         )
-    return source_from(node).load(root, split_seed(config))
+    return source_from(node), root
 
 
 def predictor_of(artefact: Artefact, accelerator: str, num_draws: int | None) -> Predictor:

@@ -1,5 +1,8 @@
 """Chapters on calibration, uncertainty and data: rows drawn from the model are calibrated, sharpened ones are not."""
 
+# pandas-stubs take a column for anything that a table can hold.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
 import math
 
 import numpy as np

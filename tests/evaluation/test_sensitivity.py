@@ -10,19 +10,12 @@ from small_posteriors import MLP, PIXELS, RESNET, small_artefact
 from bdl_train.data import Part
 from bdl_train.data._table import CategoryColumn, NumericColumn, TableTransform
 from bdl_train.errors import UsageError
+from bdl_train.evaluation.features import sample_rows, take
 from bdl_train.evaluation.section import Section, read_section, write_section
-from bdl_train.evaluation.sensitivity import (
-    Category,
-    Number,
-    features_of,
-    sample_rows,
-    sensitivity_section,
-    take,
-)
+from bdl_train.evaluation.sensitivity import sensitivity_section
 from bdl_train.posteriors.artefact import Artefact
 from bdl_train.posteriors.atoms import Atoms
 from bdl_train.predictive.differentiable import MixtureModule
-from bdl_train.specs import InputSpec
 
 LINEAR = {**MLP, "hidden": []}
 TRANSFORM = TableTransform(
@@ -196,13 +189,8 @@ def test_images_give_a_map():
     assert table["gradient"].to_numpy().reshape(8, 8)[3, 4] == pytest.approx(expected, rel=1e-6)
 
 
-def test_rows_are_sampled_by_the_seed():
-    part = part_of(100)
-    one, again, other = (sample_rows(part, 30, seed) for seed in (1, 1, 2))
-    assert one.rows.tolist() == again.rows.tolist() != other.rows.tolist()
-    assert sorted(set(one.rows)) == one.rows.tolist()
-    assert sample_rows(part, 100, 0) is part
-    section = section_of(artefact_of("gaussian"), part, max_rows=30)
+def test_a_sample_of_rows_is_said():
+    section = section_of(artefact_of("gaussian"), part_of(100), max_rows=30)
     assert section.warnings[0] == "30 of 100 rows, taken at random."
 
 
@@ -213,20 +201,6 @@ def test_rows_that_overflow_are_left_out():
     section = section_of(artefact, part)
     assert "Left out, their prediction being not finite: 1 of the rows." in section.warnings
     assert section.tables["features"]["n"].tolist().count(39) == 2  # age and colour
-
-
-def test_features_without_a_transform():
-    unknown = features_of(InputSpec((2,), (1, 1), ("a", "b")), None)
-    assert [(one.name, one.column) for one in unknown if isinstance(one, Number)] == [("a", 0), ("b", 1)]
-    assert all(np.isnan(one.std) for one in unknown if isinstance(one, Number))
-    with pytest.raises(UsageError, match="'b' fills several columns"):
-        features_of(InputSpec((3,), (1, 2), ("a", "b")), None)
-    assert features_of(TRANSFORM.input_spec, TRANSFORM) == [
-        Number("age", 0, 8.0, None),
-        Category("colour", slice(1, 4)),
-        Number("height", 4, 0.1, 5),
-        Number("planet", 6, 0.0, None),
-    ]
 
 
 def test_wrong_use_is_refused(tmp_path):

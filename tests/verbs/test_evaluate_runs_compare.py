@@ -26,13 +26,14 @@ def own_run(class_run, tmp_path) -> RunDir:
 
 
 def test_evaluation_of_the_test_part_gives_the_trainings_numbers_again(bdl, own_run):
-    before = {path.name: sha256(path) for path in own_run.evaluation("test").iterdir()}
+    files = ("metrics.json", "metrics_detail.parquet", "predictions.parquet")
+    before = {name: sha256(own_run.evaluation("test") / name) for name in files}
     shutil.rmtree(own_run.evaluation("test"))
     said = bdl("evaluate", f"run={own_run.path}")
     assert said.status == 0
     assert "114 rows" in said.out
     assert read_json(own_run.evaluation("test") / "metrics.json") == read_json(own_run.metrics)
-    assert {path.name: sha256(path) for path in own_run.evaluation("test").iterdir()} == before
+    assert {name: sha256(own_run.evaluation("test") / name) for name in files} == before
 
 
 def test_other_parts_and_names_go_to_folders_of_their_own(bdl, own_run):
