@@ -43,7 +43,7 @@ def ray_map(
             try:
                 yield ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from error
+                raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise RunFailedError(
                     f"A process that scored rows died {RETRIES + 1} times: {error}"
