@@ -300,8 +300,10 @@ def _recalibration(case: Case, asked: Asked, maps: list[Recalibration]) -> Secti
 def _search(case: Case, asked: Asked) -> Section:
     if case.table is None:
         raise UsageError("find_slices: these data have no columns to search.")
-    target = case.artefact.target
-    table = case.table.drop(columns=[target.name], errors="ignore")
+    # Inputs, and what the user slices by: other columns may be known only after the outcome.
+    named = {part for one in _slices(case, asked)[0] for part in one.column.split("×")}
+    wanted = {*case.artefact.inputs.names, *named} - {case.artefact.target.name}
+    table = case.table[[name for name in case.table.columns if name in wanted]]
     return search_section(table, case.rows, loss="nll", seed=asked.seed)
 
 

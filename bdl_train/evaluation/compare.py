@@ -26,6 +26,14 @@ class FinishedRun:
     metrics: Mapping[str, float | None]
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ only in split or seed; the name holds the settings in which it differs from the others."""
+
+    name: str
+    runs: list[FinishedRun]
+
+
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of a config; lists are values."""
     flat: dict[str, Any] = {}
@@ -49,20 +57,13 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
         settings are there if they differ among runs of one class), `runs`, and for each metric `<key>` (mean) and
         `<key> se` (sample standard deviation / √runs; NaN for one run).
     """
-    groups: dict[str, list[FinishedRun]] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        flat = _identity(run)
-        label = repr(sorted(flat.items()))
-        groups.setdefault(label, []).append(run)
-        settings[label] = flat
-    columns = _differing(list(settings.values()))
+    groups, columns = _grouped(runs)
     if metrics is None:
         shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
     else:
         shared = list(metrics)
     rows = []
-    for i, members in enumerate(groups.values()):
+    for i, members in enumerate(groups):
         row: dict[str, Any] = {name: texts[i] for name, texts in columns.items()}
         row["runs"] = len(members)
         for key in shared:
@@ -75,6 +76,22 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
     return pd.DataFrame(rows)
 
 
+def experiments(runs: Sequence[FinishedRun]) -> list[Experiment]:
+    """The experiments among runs, one a row of `compare`; the names are different."""
+    groups, columns = _grouped(runs)
+    if len(columns) == 1:
+        names = list(next(iter(columns.values())))
+    else:
+        names = [
+            ", ".join(f"{key}={texts[i]}" for key, texts in columns.items() if texts[i] != EMPTY)
+            or members[0].name
+            for i, members in enumerate(groups)
+        ]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({members[0].name})" for name, members in zip(names, groups, strict=True)]
+    return [Experiment(name, members) for name, members in zip(names, groups, strict=True)]
+
+
 def repeated(runs: Sequence[FinishedRun]) -> list[list[str]]:
     """Names of runs that are the same down to split and seed, so that the mean would count one result twice."""
     groups: dict[str, list[str]] = {}
@@ -83,6 +100,18 @@ def repeated(runs: Sequence[FinishedRun]) -> list[list[str]]:
         label = repr((sorted(_identity(run).items()), [flat.get(key) for key in REPEATS]))
         groups.setdefault(label, []).append(run.name)
     return [names for names in groups.values() if len(names) > 1]
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> tuple[list[list[FinishedRun]], dict[str, list[str]]]:
+    """Runs of each experiment, and the columns of the settings in which experiments differ."""
+    groups: dict[str, list[FinishedRun]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        flat = _identity(run)
+        label = repr(sorted(flat.items()))
+        groups.setdefault(label, []).append(run)
+        settings[label] = flat
+    return list(groups.values()), _differing(list(settings.values()))
 
 
 def _identity(run: FinishedRun) -> dict[str, Any]:

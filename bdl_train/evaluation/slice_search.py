@@ -146,7 +146,7 @@ def _search(
     if len(table) < 4 * min_rows:
         raise UsageError(
             f"A slice search needs 4 · min_rows = {4 * min_rows} rows, half of them to confirm, but there are "
-            f"{len(table)}: lower min_rows."
+            f"{len(table)}."
         )
     order = np.random.default_rng(seed).permutation(len(values))
     num_searched = min(len(values) // 2, MOST_SEARCHED)

@@ -264,7 +264,7 @@ class Predictor:
         scaled_C = (weights_C * self.posterior.num_members).to(probs_CBK.dtype)
         block.member_probs.index_add_(0, own_C, probs_CBK.mul_(scaled_C[:, None, None]))
         assert block.energy is not None
-        block.energy -= weights_C @ log_normaliser(outputs).double()
+        block.energy -= weights_C @ log_normaliser(components, outputs).double()
 
     def _prediction(self, block: _Block) -> TilePrediction:
         assert block.stats is not None

@@ -226,12 +226,21 @@ def _(components: Bernoulli) -> Tensor:
     return torch.sigmoid(torch.stack([-components.logits, components.logits], dim=-1))
 
 
-def log_normaliser(outputs: Tensor) -> Tensor:
+@singledispatch
+def log_normaliser(components: Distribution, outputs: Tensor) -> Tensor:
     """log Σ_k exp(logit_k) of raw class outputs `[C, B, O]`, as `[C, B]`; one output is the logit against 0."""
-    outputs = outputs if outputs.dtype is torch.float64 else outputs.float()
-    if outputs.shape[-1] == 1:
-        return softplus(outputs[..., 0])
-    return torch.logsumexp(outputs, dim=-1)
+    raise TypeError(f"{type(components).__name__} has no classes.")
+
+
+@log_normaliser.register
+def _(components: Categorical, outputs: Tensor) -> Tensor:
+    # torch has subtracted it from every logit already.
+    return outputs[..., 0].to(components.logits.dtype) - components.logits[..., 0]
+
+
+@log_normaliser.register
+def _(components: Bernoulli, outputs: Tensor) -> Tensor:
+    return softplus(components.logits)
 
 
 def log_prob(components: Distribution, y: Tensor) -> Tensor:

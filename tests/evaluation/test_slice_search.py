@@ -205,7 +205,7 @@ def test_wrong_settings_are_refused():
     cases = [
         ({"loss": "nlll"}, "Did you mean 'nll'"),
         ({"max_conditions": 4}, "1, 2 or 3, not 4"),
-        ({"min_rows": 200}, "lower min_rows"),
+        ({"min_rows": 200}, "needs 4 · min_rows = 800 rows"),
         ({"top": 0}, "top ≥ 1"),
     ]
     for change, words in cases:

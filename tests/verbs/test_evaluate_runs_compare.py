@@ -254,6 +254,73 @@ def test_compare_names_what_it_leaves_out_and_what_is_partial(bdl, tmp_path):
     assert bdl("compare", "runs=*").status == 2
 
 
+def score_run(run: RunDir, fingerprint: str, *, gain: float = 0.0, name: str = "test") -> None:
+    """Scored rows of a regression; `gain` is how much less surprise there is in every row."""
+    manifest = read_json(run.manifest)
+    write_json(run.manifest, {**manifest, "num_data": 400, "data": {"fingerprint": fingerprint}})
+    random = np.random.default_rng(len(fingerprint))
+    nll = random.exponential(1, 100)
+    noise = np.random.default_rng(list(run.path.name.encode())).normal(0, 0.1, 100)
+    rows = {"row": np.arange(100), "y": nll, "nll": nll + noise - gain, "crps": nll, "error": noise}
+    run.evaluation(name).mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(run.evaluation(name) / "predictions.parquet")
+    detail = pd.DataFrame({"key": [f"{name}/crps"], "unit": ["kWh"]})
+    detail.to_parquet(run.evaluation(name) / "metrics_detail.parquet")
+    write_json(run.evaluation(name) / "metrics.json", {f"{name}/nll": float(rows["nll"].mean())})
+
+
+def test_runs_on_the_same_rows_are_compared_row_by_row(bdl, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    score_run(make_run(tmp_path / "a", 1.0), "same", gain=0.2)
+    score_run(make_run(tmp_path / "b", 1.0, num_members=1), "same")
+    score_run(make_run(tmp_path / "c", 1.0, num_members=2), "another")
+    make_run(tmp_path / "d", 1.0, num_members=3)
+    said = bdl("compare", "runs=*", "report=out/page.html")
+    assert said.status == 0, said.err
+    assert "1 against 5, 100 rows of one pair of runs: loses to it in NLL by 0." in said.out
+    assert "exactly equal in CRPS" in said.out
+    assert (
+        "2 cannot be paired with 5: their data differ (at split 0, seed 0 the fingerprints are another"
+        in said.out
+    )
+    assert "No scored rows in evaluation/test, so not paired: d." in said.out
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "1 against 5, 100 rows" in page
+    assert "kWh" in page
+
+
+def test_the_baseline_is_named_by_a_run_and_may_lie_elsewhere(bdl, tmp_path):
+    (tmp_path / "old").mkdir()
+    score_run(make_run(tmp_path / "old" / "x", 1.0, num_members=1), "same")
+    for name, members in (("a", 5), ("b", 2)):
+        score_run(make_run(tmp_path / "runs" / name, 1.0, num_members=members), "same", gain=0.2)
+    said = bdl("compare", "runs=runs/*", "baseline=old/x")
+    assert said.status == 0, said.err
+    assert re.search(r"5 against 1, 100 rows of one pair of runs: beats it in NLL", said.out)
+    assert re.search(r"2 against 1, 100 rows of one pair of runs: beats it in NLL", said.out)
+    said = bdl("compare", "runs=runs/*", "baseline=*/*")
+    assert said.status == 2
+    assert "baseline holds two experiments on the same data" in said.err
+    assert bdl("compare", "runs=runs/*", "baseline=nowhere").status == 2
+    make_run(tmp_path / "old" / "y", 1.0, num_members=9)
+    said = bdl("compare", "runs=runs/*", "baseline=old/y")
+    assert "baseline=9 has no rows in evaluation/test" in said.err
+
+
+def test_another_evaluation_is_compared_by_its_name(bdl, tmp_path):
+    for name, members in (("a", 5), ("b", 2)):
+        run = make_run(tmp_path / name, 1.0, num_members=members)
+        score_run(run, "same", name="shifted")
+    make_run(tmp_path / "c", 1.0, num_members=3)
+    said = bdl("compare", "runs=*", "evaluation=shifted", "output=t.csv")
+    assert said.status == 0, said.err
+    assert "c has no evaluation shifted (complete): left out" in said.out
+    assert "shifted/nll" in pd.read_csv("t.csv").columns
+    assert "2 against 5, 100 rows" in said.out
+    assert bdl("compare", "runs=*", "evaluation=nothing").status == 2
+    assert bdl("compare", "runs=*", "report=page.pdf").status == 2
+
+
 # --- multirun -------------------------------------------------------------------------------------------------
 
 
