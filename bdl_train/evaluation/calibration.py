@@ -13,6 +13,7 @@ from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section
 
 NUM_BINS = 15
+_NOTHING = "No row has a finite prediction: a member predicts NaN everywhere, see its training."
 LEVELS = np.round(np.arange(0.05, 1.0, 0.05), 2)
 
 
@@ -57,6 +58,8 @@ def reliability(probability: np.ndarray, hit: np.ndarray, num_bins: int = NUM_BI
 def _of_classes(rows: RowScores, probs: np.ndarray, metrics: dict[str, Metric]) -> Section:
     c = rows.columns
     known = np.isfinite(c["confidence"])
+    if not known.any():
+        return Section.empty("calibration", "Calibration", _NOTHING)
     table = reliability(c["confidence"][known], c["correct"][known])
     each = [
         reliability(probs[known, k], (c["y"][known] == k).astype(float), 10).assign(k=k)
@@ -85,6 +88,8 @@ def _of_classes(rows: RowScores, probs: np.ndarray, metrics: dict[str, Metric]) 
 def _of_numbers(rows: RowScores) -> Section:
     pit = jittered_pit(rows)
     known = np.isfinite(pit)
+    if not known.any():
+        return Section.empty("calibration", "Calibration", _NOTHING)
     num_bins = 20 if known.sum() >= 200 else 10
     counts, edges = np.histogram(pit[known], bins=num_bins, range=(0, 1))
     n = int(known.sum())

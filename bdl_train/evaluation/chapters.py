@@ -322,7 +322,7 @@ def _ood(case: Case, asked: Asked, read_file: Callable[[str, str], Foreign]) -> 
 
 
 def _conformal(case: Case, asked: Asked) -> Section:
-    groups, warnings = None, []
+    val, groups, warnings = case.val, None, []
     if asked.conformal_by is not None:
         own = case.table_of(case.own_data.val)
         if case.table is None or own is None:
