@@ -27,13 +27,14 @@ GROUPS = {
     "tracking": "tracking",
     "cluster": "distributed",
 }
-FOREIGN_GROUPS = {"optimizer": "torch.optim.", "trainer": "bdl_train.training.settings.", "experiment": ""}
+FOREIGN_GROUPS = {"optimizer": "torch.optim.", "trainer": "bdl_train.training.settings.", "experiment": "", "analysis": ""}
 
 # Modules without a test file of their name, and the file that tests them.
 TESTED_BY = {
     "errors": "test_cli.py",
     "evaluation/compare": "verbs/test_evaluate_runs_compare.py",
     "evaluation/predictions": "verbs/test_predict.py",
+    "evaluation/recalibrate": "evaluation/test_chapters.py",
     "evaluation/rows": "evaluation/test_metrics.py",
     "evaluation/uncertainty": "evaluation/test_calibration.py",
     "evaluation/data_summary": "evaluation/test_calibration.py",
