@@ -175,7 +175,7 @@ def test_every_import_is_a_declared_dependency():
     used = set().union(*(_imports(path) for path in (ROOT / "bdl_train").rglob("*.py")))
     provided = packages_distributions()
     extras = PROJECT["project"]["optional-dependencies"]
-    texts = [*PROJECT["project"]["dependencies"], *extras["sweep"]]
+    texts = [*PROJECT["project"]["dependencies"], *extras["sweep"], *extras["attacks"]]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
     foreign = used - set(sys.stdlib_module_names) - {"bdl_train"}
     assert "torch" in foreign

@@ -1,6 +1,6 @@
 """What a finished run came to, as tables and plots for a tracker; read from the files of its run directory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -12,27 +12,38 @@ from bdl_train.runs import RunDir, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NUM_BINS = 15
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns and rows of plain values."""
+    """Named columns and rows of plain values.
+
+    Attributes:
+        columns: Names.
+        rows: Each with a value a column.
+        num_left_out: Rows that the file has beyond these.
+    """
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    num_left_out: int = 0
 
 
-def metrics_table(run: RunDir) -> Table | None:
-    """Every metric of the test part with unit and meaning; None if the run was not evaluated."""
-    path = run.evaluation("test") / "metrics_detail.parquet"
+def metrics_table(run: RunDir, name: str = "test") -> Table | None:
+    """Every metric over all rows of an evaluation, with its interval, unit and meaning; None if there is none."""
+    path = run.evaluation(name) / "metrics_detail.parquet"
     if not path.is_file():
         return None
     import pyarrow.parquet as parquet
 
-    columns = ("key", "value", "unit", "meaning", "better", "n")
+    columns = ("key", "value", "low", "high", "unit", "meaning", "better", "n")
     stored = parquet.read_table(path)
+    if "slice" in stored.column_names:  # those of slices are a table of the chapter on slices
+        of_all = np.array(stored["slice"].to_pylist(), object) == "all"
+        stored = stored.filter(of_all)
     kept = tuple(
         name for name in columns if name in stored.column_names
     )  # a run of an earlier version has fewer
@@ -51,12 +62,12 @@ def members_table(run: RunDir) -> Table | None:
     return Table(columns, rows)
 
 
-def plots(run: RunDir) -> dict[str, bytes]:
-    """Pictures by name, as PNG: how far the probabilities of the test rows can be trusted.
+def plots(run: RunDir, name: str = "test") -> dict[str, bytes]:
+    """Pictures by name, as PNG: how far the probabilities of an evaluation's rows can be trusted.
 
     Classes: a reliability diagram. Numbers: the histogram of the PIT, and what the central intervals cover.
     """
-    path = run.evaluation("test") / "predictions.parquet"
+    path = run.evaluation(name) / "predictions.parquet"
     if not path.is_file():
         return {}
     import pyarrow.parquet as parquet
@@ -98,7 +109,7 @@ def _reliability(axes: "Axes", columns: Mapping[str, np.ndarray]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     axes.scatter([one[0] for one in bins], [one[1] for one in bins], s=sizes, zorder=2)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title(f"reliability, {len(confidence):,} test rows (area: rows in the bin)", fontsize=9)
+    axes.set_title(f"reliability, {len(confidence):,} rows (area: rows in the bin)", fontsize=9)
 
 
 def _pit(axes: "Axes", columns: Mapping[str, np.ndarray]) -> None:
@@ -106,7 +117,7 @@ def _pit(axes: "Axes", columns: Mapping[str, np.ndarray]) -> None:
     axes.hist(pit, bins=NUM_BINS, range=(0, 1), density=True)
     axes.axhline(1, color="0.6", linewidth=1)
     axes.set(xlabel="PIT: P(Y ≤ y)", ylabel="density", xlim=(0, 1))
-    axes.set_title(f"probability integral transform, {len(pit):,} test rows", fontsize=9)
+    axes.set_title(f"probability integral transform, {len(pit):,} rows", fontsize=9)
 
 
 def _coverage(axes: "Axes", columns: Mapping[str, np.ndarray]) -> None:
@@ -115,14 +126,19 @@ def _coverage(axes: "Axes", columns: Mapping[str, np.ndarray]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     axes.plot(levels, coverage(columns["pit_below"][known], columns["pit"][known], levels))
     axes.set(xlabel="level of the central interval", ylabel="rows inside", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(f"coverage, {int(known.sum()):,} test rows", fontsize=9)
+    axes.set_title(f"coverage, {int(known.sum()):,} rows", fontsize=9)
 
 
-def _picture(draw: Any) -> bytes:
+def _picture(draw: Callable[["Axes"], None]) -> bytes:
+    return png_of(lambda figure: draw(figure.subplots()))
+
+
+def png_of(draw: Callable[["Figure"], None]) -> bytes:
+    """What is drawn into an empty figure of 4.5 by 4 inches, which may be given another size."""
     from matplotlib.figure import Figure  # without pyplot: no backend, no global state
 
     figure = Figure(figsize=(4.5, 4), dpi=120, layout="constrained")
-    draw(figure.subplots())
+    draw(figure)
     out = BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()

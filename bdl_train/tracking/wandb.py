@@ -2,10 +2,10 @@
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,11 @@ from pydantic import Field
 from bdl_train.errors import UsageError
 from bdl_train.runs import RunDir
 from bdl_train.tracking import Tracker
+from bdl_train.tracking._wandb_outcome import outcome_rows
 from bdl_train.tracking._wandb_service import (
     Place,
     end_service,
     first_line,
-    library,
     open_run,
     server,
     service_process,
@@ -26,7 +26,7 @@ from bdl_train.tracking._wandb_service import (
 )
 from bdl_train.tracking.curves import EnsembleCurves, Point, is_number
 from bdl_train.tracking.handed import Handed
-from bdl_train.tracking.outcome import members_table, metrics_table, planned_stacks, plots
+from bdl_train.tracking.outcome import planned_stacks
 from bdl_train.tracking.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -276,32 +276,25 @@ class _Session:
 
     def _log_outcome_in_time(self) -> None:
         # wandb stores a table as an artifact, and asks its server before it does: that may fail, or hang, by itself.
-        worker = Worker("wandb tables")
-        worker.put(self._log_outcome)
+        worker, over, taken = Worker("wandb tables"), threading.Event(), []
+        worker.put(lambda: self._log_outcome(over, taken))
         in_time = worker.wait(self._settings.finish_timeout_s / 2)
+        over.set()
         worker.close()
         if not in_time or worker.error is not None:
-            why = "the server does not answer" if worker.error is None else first_line(worker.error)
-            log.warning("wandb took no tables or plots: %s", why)
+            if worker.error is not None:
+                why = first_line(worker.error)
+            elif taken:
+                why = f"{self._settings.finish_timeout_s / 2:g} s were too short, raise tracking.finish_timeout_s"
+            else:
+                why = "the server does not answer"
+            what = f"only {len(taken)} of the tables and plots" if taken else "no tables or plots"
+            log.warning("wandb took %s: %s", what, why)
 
-    def _log_outcome(self) -> None:
-        from PIL import Image
-
-        wandb = library()
-        tables = {"metrics": metrics_table(self._dir), "members": members_table(self._dir)}
-        shown: dict[str, Any] = {
-            f"table/{name}": wandb.Table(
-                columns=list(table.columns),
-                data=[list(row) for row in table.rows],
-                allow_mixed_types=True,
-            )
-            for name, table in tables.items()
-            if table is not None
-        }
-        pictures = plots(self._dir)
-        if pictures:
-            self._run.log(
-                {f"plot/{name}": wandb.Image(Image.open(BytesIO(png))) for name, png in pictures.items()}
-            )
-        if shown:
-            self._run.log(shown)
+    def _log_outcome(self, over: threading.Event, taken: list[str]) -> None:
+        """Log row after row until all is over; `taken` gets the names of what is logged."""
+        for row in outcome_rows(self._dir):
+            if over.is_set():
+                return
+            self._run.log(row)
+            taken += row

@@ -51,6 +51,18 @@ def test_the_table_of_metrics_has_units_and_of_older_runs_what_they_have(tmp_pat
     }
 
 
+def test_the_table_of_metrics_has_intervals_and_no_slices(tmp_path):
+    folder = RunDir(tmp_path).evaluation("new")
+    folder.mkdir(parents=True)
+    row = {"key": "test/nll", "slice": "all", "value": 0.5, "low": 0.4, "high": None, "n": 9}
+    pd.DataFrame([row, {**row, "slice": "age>65"}]).to_parquet(folder / "metrics_detail.parquet")
+    assert metrics_table(RunDir(tmp_path)) is None
+    table = metrics_table(RunDir(tmp_path), "new")
+    assert table is not None
+    assert table.columns == ("key", "value", "low", "high", "n")
+    assert table.rows == [("test/nll", 0.5, 0.4, None, 9)]
+
+
 def test_the_bins_of_the_diagram_are_those_of_the_calibration_error():
     random = np.random.default_rng(0)
     confidence = np.concatenate([random.uniform(0.3, 1, 500), [1.0, 0.0, 1 / 15]])

@@ -10,6 +10,7 @@ import numpy as np
 
 from bdl_train.runs import RunDir
 from bdl_train.tracking.dashboard.curves import CURVES, Curve, curve_of_member, parse
+from bdl_train.tracking.dashboard.evaluations import Evaluations, Kept
 from bdl_train.tracking.dashboard.files import config_of, json_of, outcome_of, status_of
 
 MOST_POINTS = 240
@@ -30,6 +31,8 @@ class RunView:
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self._lock = threading.Lock()
+        self._evaluations = Evaluations(run)
+        self._outcome: Kept[dict[str, Any]] = Kept()
         self._offsets: dict[Path, int] = {}
         self._curves = {key: Curve() for key in CURVES}
         self._stacks: dict[str, dict[str, Any]] = {}
@@ -66,9 +69,17 @@ class RunView:
                 "decisions": self._decisions[-200:],
                 "events": self._num_events,
                 "config": config_of(self.run),
-                "outcome": outcome_of(self.run) if self.run.manifest.is_file() else {},
+                "outcome": self._outcome_now(),
+                "evaluations": self._evaluations.answer(),
                 "cost": {name: manifest.get(name) for name in ("wall_time_s", "device_time_s", "finished")},
             }
+
+    def _outcome_now(self) -> dict[str, Any]:
+        if not self.run.manifest.is_file():
+            return {}
+        folder = self.run.evaluation("test")
+        files = [folder / name for name in ("metrics_detail.parquet", "predictions.parquet")]
+        return self._outcome.get(files, lambda: outcome_of(self.run))
 
     def member(self, number: int) -> dict[str, Any]:
         """The own curves of one member."""

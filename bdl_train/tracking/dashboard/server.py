@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from bdl_train.runs import RunDir, find_runs, is_run
+from bdl_train.tracking.dashboard.evaluations import report_of
 from bdl_train.tracking.dashboard.files import row_of
 from bdl_train.tracking.dashboard.run_view import RunView
 
@@ -33,6 +35,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+# A report has its styles and pictures inside, and neither scripts nor anything to ask for. In a sandbox it is of no
+# origin, so that whatever somebody wrote into that file, it cannot ask this server for more.
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox allow-popups"
+)
 COOKIE = "bdl_token"
 LIST_AGE_S = 2.0
 MOST_VIEWS = 16
@@ -143,7 +151,21 @@ class Handler(BaseHTTPRequestHandler):
             if not number.isdecimal():
                 return self._json({"error": "member must be a number"}, 400)
             return self._json(view.member(int(number)))
+        if address.path == "/report":
+            return self._report(query)
         return self._send(404, "text/plain", b"there is nothing here")
+
+    def _report(self, query: dict[str, list[str]]) -> None:
+        view = self.server.view(unquote(query.get("id", [""])[0]))
+        path = None if view is None else report_of(view.run, query.get("name", [""])[0])
+        try:
+            content = None if path is None else path.read_bytes()
+        except OSError:
+            content = None
+        if content is None:
+            return self._send(404, "text/plain", b"there is no such report: bdl report run=... writes it")
+        policy = {"Content-Security-Policy": REPORT_POLICY}
+        return self._send(200, "text/html; charset=utf-8", content, policy)
 
     def _knows_token(self, query: dict[str, list[str]]) -> bool:
         token = self.server.token or ""
@@ -158,11 +180,11 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: dict[str, Any], status: int = 200) -> None:
         self._send(status, "application/json", json.dumps(_finite(value), allow_nan=False).encode())
 
-    def _send(self, status: int, kind: str, content: bytes) -> None:
+    def _send(self, status: int, kind: str, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        for name, value in HEADERS.items():
+        for name, value in {**HEADERS, **(headers or {})}.items():
             self.send_header(name, value)
         query = parse_qs(urlsplit(self.path).query)
         if status == 200 and self.server.token is not None and "token" in query:

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
+from bdl_train.evaluation.section import Section, write_section
 from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.tracking.chapters import SECTIONS
 
 pytestmark = [pytest.mark.ci, pytest.mark.browser]
 
@@ -117,3 +119,52 @@ def test_a_running_run_grows_on_the_page_and_its_names_are_no_markup(
         )
         assert complaints(browser) == []
     writer.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_chapters_say_how_to_take_them_and_lead_to_the_report(browser, serve, tmp_path: Path, width):
+    run = RunDir(tmp_path / "energy" / "20260101-000000-abcdef")
+    run.path.mkdir(parents=True)
+    run.config.write_text("a: 1\n")
+    write_json(run.plan, {"stacks": [], "reasons": []})
+    folder = run.evaluation("test") / SECTIONS
+    text = "<img src=x onerror=alert(1)> " + "long_name_without_a_space" * 8
+    write_section(folder, Section("a", "Robustness", text, "warn", warnings=("<b>one</b>", "two")))
+    write_section(folder, Section("b", "Slices", "No slices were asked for.", "empty"))
+    (folder / "c.json").write_text("{")
+    (run.evaluation("test") / "report.html").write_text(
+        "<!doctype html><title>report</title><style>p { color: rgb(1, 2, 3) }</style><p id=p>text</p>"
+        "<script>document.title = 'script'</script>"
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 640},
+    )
+    try:
+        with serve(tmp_path, token="s3cret") as server:
+            browser.get(server.url)
+            until(browser, "document.querySelectorAll('#rows tr').length == 1")
+            browser.get(f"{server.url.split('?')[0]}#/run/{quote('energy/20260101-000000-abcdef', safe='')}")
+            until(browser, "document.querySelectorAll('.chapter').length == 3")
+            words = browser.execute_script(
+                "return [...document.querySelectorAll('.chapter .level')].map((one) => one.textContent)"
+            )
+            assert words == ["look here", "nothing", "damaged"]
+            assert (
+                browser.execute_script("return document.querySelectorAll('.chapter img, .chapter b').length")
+                == 0
+            )
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            remarks = "document.querySelector('.chapter details')"
+            assert not browser.execute_script(f"return {remarks}.open")
+            browser.execute_script(f"{remarks}.open = true")
+            browser.execute_script("return refresh()")
+            until(browser, f"{remarks}.open && !!{remarks}.querySelector('li')")  # a poll folds nothing
+            assert complaints(browser) == []
+            browser.get(browser.execute_script("return document.querySelector('a.button').href"))
+            assert browser.title == "report"  # its script did not run
+            color = browser.execute_script("return getComputedStyle(document.getElementById('p')).color")
+            assert color == "rgb(1, 2, 3)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        complaints(browser)

@@ -161,8 +161,10 @@ async function showRun(id) {
   const wanted = [...chosen].filter((m) => !memberCurves.has(`${id} ${m}`) || run.status === "running");
   for (const member of wanted) memberCurves.set(`${id} ${member}`, (await get(`api/member?id=${encodeURIComponent(id)}&member=${member}`)).curves);
   const cards = [overview(id, run), el("div", { class: "grid" }, curveCard(id, run, ["train/nll", "val/nll"], "Negative log likelihood", "nats per example"), curveCard(id, run, ["val/stack_nll", "val/disagreement"], "Ensemble on the validation part", "nats, or variance")),
-    memberCard(id, run), outcomeCards(run), planCard(run), decisionCard(run), detail("config", "Configuration", el("pre", {}, run.config))];
+    memberCard(id, run), ...run.evaluations.map((one) => evaluationCard(id, one)), outcomeCards(run), planCard(run), decisionCard(run), detail("config", "Configuration", el("pre", {}, run.config))];
+  const read = document.getElementById("metrics-box")?.scrollTop || 0;
   main.replaceChildren(...cards.filter(Boolean));
+  if (read) document.getElementById("metrics-box")?.scrollTo(0, read);
   for (const node of main.querySelectorAll("details")) if (open.has(node.id)) node.open = true;
   return ["running", "queued"].includes(run.status);
 }
@@ -204,8 +206,8 @@ function outcomeCards(run) {
   const out = run.outcome, cards = [];
   if (out.damaged) cards.push(el("section", { class: "card" }, el("h2", {}, "Evaluation"), el("p", {}, `damaged: ${out.damaged}`)));
   if (out.metrics?.length) {
-    const rows = out.metrics.map((m) => el("tr", {}, el("td", {}, m.key, el("div", { class: "dim small" }, m.meaning || "")), el("td", { class: "number" }, number(m.value)), el("td", {}, { lower: "↓", higher: "↑" }[m.better] || ""), el("td", { class: "dim" }, m.unit || "")));
-    cards.push(el("section", { class: "card" }, el("h2", {}, "Posterior predictive on the test part"), el("div", { class: "scroll" }, el("table", { id: "metrics" }, el("tbody", {}, rows)))));
+    const rows = out.metrics.map((m) => el("tr", {}, el("td", {}, m.key.split(/(?<=[/_])/).flatMap((part) => [part, el("wbr")]), el("div", { class: "dim small" }, m.meaning || "")), el("td", { class: "number" }, number(m.value), m.low == null || m.high == null ? null : el("div", { class: "dim small nowrap" }, `${number(m.low, 3)} to ${number(m.high, 3)}`)), el("td", {}, { lower: "↓", higher: "↑" }[m.better] || ""), el("td", { class: "dim" }, m.unit || "")));
+    cards.push(el("section", { class: "card" }, el("h2", {}, "Posterior predictive on the test part"), out.metrics.some((m) => m.low != null) ? el("p", { class: "dim small" }, "Small numbers: 95 % intervals over resampled rows.") : null, el("div", { class: "scroll tall", id: "metrics-box", tabindex: 0 }, el("table", { id: "metrics" }, el("tbody", {}, rows)))));
   }
   if (out.reliability) {
     const n = out.reliability.reduce((sum, bin) => sum + bin[2], 0);
@@ -217,6 +219,25 @@ function outcomeCards(run) {
   if (out.pit) cards.push(el("section", { class: "card" }, el("h2", {}, "PIT"), chart({ series: [{ name: "PIT", color: "c2", bars: 1 / out.pit.length, points: out.pit.map((y, i) => [i / out.pit.length, y]) }], label: "histogram of the probability integral transform", xLabel: "P(Y ≤ y)", yLabel: "density", xs: [0, 1], ys: [0, Math.max(1.5, ...out.pit)], even: 1 }),
     el("p", { class: "dim small" }, "Flat at 1 when the predictive is right; high ends: too sure.")));
   return cards.length ? el("div", { class: "grid" }, cards) : null;
+}
+
+const LEVELS = { good: "good", note: "note", warn: "look here", empty: "nothing", damaged: "damaged" };
+
+function evaluationCard(id, one) {
+  const look = one.chapters.filter((c) => c.level === "warn" || c.level === "damaged").length;
+  const count = one.chapters.length ? `${one.chapters.length} chapters${look ? `, ${look} to look at` : ""}` : "no chapters";
+  const address = `report?id=${encodeURIComponent(id)}&name=${encodeURIComponent(one.name)}`;
+  return el("section", { class: "card evaluation" },
+    el("div", { class: "tools" }, el("h2", {}, `Evaluation ${one.name}`), el("span", { class: "dim small" }, count),
+      one.report ? el("a", { class: "button", href: address, target: "_blank", rel: "noopener" }, "Open the report") : el("span", { class: "dim small end" }, "no report yet: bdl report writes it")),
+    el("ul", { class: "chapters" }, one.chapters.map((c) => chapterItem(one.name, c))));
+}
+
+function chapterItem(name, c) {
+  const remarks = c.warnings.length === 1 ? "1 remark" : `${c.warnings.length} remarks`;
+  return el("li", { class: "chapter" }, el("span", { class: `level ${c.level}` }, LEVELS[c.level] || c.level),
+    el("div", {}, el("h3", {}, c.title), el("p", {}, c.verdict),
+      c.warnings.length ? el("details", { id: `remarks-${name}-${c.key}` }, el("summary", { class: "dim small" }, remarks), el("ul", { class: "plain small" }, c.warnings.map((w) => el("li", {}, w)))) : null));
 }
 
 function planCard(run) {
