@@ -335,7 +335,7 @@ def _conformal(case: Case, asked: Asked) -> Section:
             "with new ones"
         )
     section = conformal_section(
-        case.val,
+        val,
         case.rows,
         levels=asked.conformal,
         target=case.artefact.target,

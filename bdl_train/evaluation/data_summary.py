@@ -81,7 +81,9 @@ def _column(name: str, tables: Mapping[str, pd.DataFrame], scored: str) -> dict[
         try:
             numbers = to_numbers(cells)
         except (ValueError, TypeError):
-            counts = np.bincount(codes, minlength=len(levels)) * np.array([level != MISSING for level in levels])
+            counts = np.bincount(codes, minlength=len(levels)) * np.array(
+                [level != MISSING for level in levels]
+            )
             top = int(counts.argmax())
             row[f"{part}"] = (
                 f"{levels[top]} ({100 * counts[top] / len(codes):.0f} %), {int((counts > 0).sum())} levels"

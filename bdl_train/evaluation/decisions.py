@@ -12,11 +12,11 @@ import pandas as pd
 
 from bdl_train.evaluation.bootstrap import bootstrap_intervals
 from bdl_train.evaluation.decision_log import ACCEPTED, DEFERRED, OVERRIDDEN, Log, log_of, uncertainty_of
-from bdl_train.evaluation.selection import binomial_interval
 from bdl_train.evaluation.functionals import mean_of, ratio
 from bdl_train.evaluation.metrics import MOST_CLASSES
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section
+from bdl_train.evaluation.selection import binomial_interval
 from bdl_train.specs import TargetKind, TargetSpec
 
 KEY, TITLE = "decisions", "Human decisions"

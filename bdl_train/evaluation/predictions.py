@@ -1,11 +1,12 @@
 """Predictions as table columns, in the target's own units: what `bdl predict` writes for each row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 
 import numpy as np
 import torch
 
+from bdl_train.evaluation.recalibration import Recalibration
 from bdl_train.predictive.mixture import Mixture
 from bdl_train.predictive.predict import TilePrediction
 from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats
@@ -13,7 +14,10 @@ from bdl_train.specs import TargetSpec
 
 
 def prediction_columns(
-    tile: TilePrediction, target: TargetSpec, intervals: Sequence[float]
+    tile: TilePrediction,
+    target: TargetSpec,
+    intervals: Sequence[float],
+    recalibration: Recalibration | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of one tile of rows.
 
@@ -24,20 +28,40 @@ def prediction_columns(
         tile: The predictive.
         target: Its `loc` and `scale` give the units, its `classes` the names.
         intervals: Probability masses in (0, 1); classes have none.
+        recalibration: A map that was fitted on validation rows; what it does not give (parts that belong to members,
+            moments after a quantile map) is NaN.
     """
-    return _columns(tile.stats, tile.mixture, target, intervals)
+    if recalibration is None:
+        return _columns(tile.stats, tile.mixture, target, intervals, _same)
+    tile = recalibration.on_tile(tile)
+    columns = _columns(tile.stats, tile.mixture, target, intervals, recalibration.levels)
+    if not recalibration.gives_moments:
+        columns |= {name: np.full(len(columns[name]), np.nan) for name in _MOMENTS}
+    return columns
+
+
+_MOMENTS = ("mean", "total_std", "aleatoric_std", "epistemic_std")
+Levels = Callable[[Sequence[float]], np.ndarray]
+
+
+def _same(levels: Sequence[float]) -> np.ndarray:
+    return np.asarray(levels, float)
 
 
 @singledispatch
 def _columns(
-    stats: PredictiveStats, mixture: Mixture | None, target: TargetSpec, intervals: Sequence[float]
+    stats: PredictiveStats,
+    mixture: Mixture | None,
+    target: TargetSpec,
+    intervals: Sequence[float],
+    at: Levels,
 ) -> dict[str, np.ndarray]:
     raise TypeError(f"No columns are known for {type(stats).__name__}.")
 
 
 @_columns.register
 def _(
-    stats: ClassStats, mixture: None, target: TargetSpec, intervals: Sequence[float]
+    stats: ClassStats, mixture: None, target: TargetSpec, intervals: Sequence[float], at: Levels
 ) -> dict[str, np.ndarray]:
     probs_BK = stats.mean_probs.cpu().numpy()
     names = np.array(target.classes, dtype=object)
@@ -52,7 +76,7 @@ def _(
 
 @_columns.register
 def _(
-    stats: NumberStats, mixture: Mixture, target: TargetSpec, intervals: Sequence[float]
+    stats: NumberStats, mixture: Mixture, target: TargetSpec, intervals: Sequence[float], at: Levels
 ) -> dict[str, np.ndarray]:
     levels = [edge for mass in intervals for edge in ((1 - mass) / 2, (1 + mass) / 2)]
     columns = {
@@ -62,7 +86,7 @@ def _(
         "epistemic_std": stats.epistemic.sqrt().cpu().numpy() * target.scale,
     }
     if levels:
-        edges_QB = mixture.quantile(torch.tensor(levels, dtype=torch.float64)).cpu().numpy()
+        edges_QB = mixture.quantile(torch.from_numpy(at(levels))).cpu().numpy()
         for i, mass in enumerate(intervals):
             columns[f"lower_{100 * mass:g}"] = edges_QB[2 * i] * target.scale + target.loc
             columns[f"upper_{100 * mass:g}"] = edges_QB[2 * i + 1] * target.scale + target.loc

@@ -1,13 +1,16 @@
-"""Every recalibration that suits a target, fitted on the validation part and applied to scored rows.
+"""Every recalibration that suits a target: fitted on the validation part, applied to scored rows, kept with the run.
 
 Shape letters: B rows of a tile.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from bdl_train.data import Part
-from bdl_train.errors import UsageError
+from bdl_train.errors import UsageError, unknown_choice
 from bdl_train.evaluation.recalibration import (
     IsotonicCalibration,
     QuantileRecalibration,
@@ -17,6 +20,7 @@ from bdl_train.evaluation.recalibration import (
 )
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.predictive.predict import Predictor
+from bdl_train.runs import RunDir, read_json, sha256, write_json
 from bdl_train.specs import TargetSpec
 
 Applied = list[tuple[Recalibration, RowScores]]
@@ -48,6 +52,44 @@ def recalibrated(
     if not found:
         raise UsageError(" ".join(reasons))
     return found, reasons
+
+
+KINDS: dict[str, type[Recalibration]] = {
+    one.method: one
+    for one in (TemperatureScaling, IsotonicCalibration, VarianceScaling, QuantileRecalibration)
+}
+FILE = "recalibration.json"
+
+
+def record(run: RunDir, maps: Sequence[Recalibration]) -> Path:
+    """Keep fitted maps with the posterior that they belong to; returns the file."""
+    path, digest = run.posterior / FILE, sha256(run.posterior / "posterior.json")
+    held = read_json(path) if path.is_file() else {}
+    kept = held.get("maps", {}) if held.get("posterior_sha256") == digest else {}
+    maps_by_name = {**kept, **{one.method: one.to_json() for one in maps}}
+    write_json(path, {"posterior_sha256": digest, "fitted_on": "val", "maps": maps_by_name})
+    return path
+
+
+def recorded(run: RunDir, method: str) -> Recalibration:
+    """A map that `record` kept.
+
+    Raises:
+        UsageError: none of this name, of another posterior, or damaged.
+    """
+    path = run.posterior / FILE
+    how = f"fit it with: bdl evaluate run={run.path} recalibrate=true"
+    if not path.is_file():
+        raise UsageError(f"recalibration={method}: {run.path} has no recalibration; {how}")
+    held = read_json(path)
+    try:
+        if held["posterior_sha256"] != sha256(run.posterior / "posterior.json"):
+            raise UsageError(f"{path} was fitted to another posterior than this run holds now; {how}")
+        if method not in held["maps"]:
+            raise UsageError(unknown_choice("recalibration", method, held["maps"]))
+        return KINDS[method].from_json(held["maps"][method])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: {type(error).__name__} {error}; {how}") from error
 
 
 def _temperature(

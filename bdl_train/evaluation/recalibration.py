@@ -22,7 +22,7 @@ from bdl_train.evaluation.rows import INTERVALS, RowScores, score_rows
 from bdl_train.predictive.affine import scaled
 from bdl_train.predictive.mixture import Mixture
 from bdl_train.predictive.predict import TilePrediction
-from bdl_train.predictive.stats import NumberStats, stats_of
+from bdl_train.predictive.stats import ClassStats, NumberStats, stats_of
 from bdl_train.specs import TargetSpec
 
 SMALLEST_PROB = float(np.finfo(np.float32).tiny)
@@ -50,6 +50,8 @@ class Recalibration:
     num_rows: int
 
     method: ClassVar[str]
+    gives_moments: ClassVar[bool] = True
+    """Whether mean and variance of `on_tile` are the recalibrated ones."""
 
     def describe(self) -> str:
         """In a few words, with its main number."""
@@ -58,6 +60,14 @@ class Recalibration:
     def curves(self, classes: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Corners of what can be drawn of it, by name: arguments and values; nothing unless it is a map of [0, 1]."""
         return {}
+
+    def on_tile(self, tile: TilePrediction) -> TilePrediction:
+        """The predictive of a tile after the map, as far as it is a mixture or probabilities again."""
+        return tile
+
+    def levels(self, levels: Sequence[float]) -> np.ndarray:
+        """The levels whose quantiles, of `on_tile`, are the recalibrated ones of `levels`."""
+        return np.asarray(levels, float)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +79,27 @@ class Recalibration:
 
 
 @dataclass(frozen=True)
-class TemperatureScaling(Recalibration):
+class ClassMap(Recalibration):
+    """A map of the probabilities of classes."""
+
+    def log_probs(self, probs: np.ndarray) -> np.ndarray:
+        """Log of the recalibrated probabilities, `[N, K]`."""
+        raise NotImplementedError
+
+    def apply(self, rows: RowScores) -> RowScores:
+        """The recalibrated scores; what is of members (aleatoric, epistemic) is NaN."""
+        assert rows.probs is not None
+        return _class_rows(rows, self.log_probs(rows.probs))
+
+    def on_tile(self, tile: TilePrediction) -> TilePrediction:
+        assert isinstance(tile.stats, ClassStats)
+        probs = torch.from_numpy(np.exp(self.log_probs(tile.stats.mean_probs.cpu().numpy())))
+        unknown = torch.full((len(probs),), torch.nan, dtype=torch.float64)
+        return replace(tile, stats=ClassStats(1.0, probs, unknown, unknown))
+
+
+@dataclass(frozen=True)
+class TemperatureScaling(ClassMap):
     """Classes: p_k^(1/T) / Σ_j p_j^(1/T) of the mixture's probabilities; the ranking of the classes stays.
 
     Source:
@@ -104,10 +134,8 @@ class TemperatureScaling(Recalibration):
         found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-7})
         return cls(len(y), math.exp(float(found.x)))  # pyright: ignore[reportAttributeAccessIssue]
 
-    def apply(self, rows: RowScores) -> RowScores:
-        """The recalibrated scores; what is of members (aleatoric, epistemic) is NaN."""
-        assert rows.probs is not None
-        return _class_rows(rows, log_softmax(_log(rows.probs) / self.temperature, axis=1))
+    def log_probs(self, probs: np.ndarray) -> np.ndarray:
+        return log_softmax(_log(probs) / self.temperature, axis=1)
 
     def describe(self) -> str:
         low, high = TEMPERATURES
@@ -124,7 +152,7 @@ class TemperatureScaling(Recalibration):
 
 
 @dataclass(frozen=True)
-class IsotonicCalibration(Recalibration):
+class IsotonicCalibration(ClassMap):
     """Classes: a monotone map of each class's probability against the rest, then divided by their sum.
 
     Two classes share one map, of the last one's probability. A row that every map sends to 0 keeps its probabilities.
@@ -165,10 +193,8 @@ class IsotonicCalibration(Recalibration):
             y_maps.append(tuple(map(float, one.y_thresholds_)))
         return cls(len(y), tuple(x_maps), tuple(y_maps))
 
-    def apply(self, rows: RowScores) -> RowScores:
-        """The recalibrated scores; what is of members (aleatoric, epistemic) is NaN."""
-        assert rows.probs is not None
-        probs_NK = rows.probs.astype(np.float64)
+    def log_probs(self, probs: np.ndarray) -> np.ndarray:
+        probs_NK = probs.astype(np.float64)
         num_classes = probs_NK.shape[1]
         maps = list(zip(self.x, self.y, strict=True))
         if num_classes == 2:
@@ -178,7 +204,7 @@ class IsotonicCalibration(Recalibration):
             mapped_NK = np.stack([np.interp(probs_NK[:, k], *maps[k]) for k in range(num_classes)], axis=1)
         total_N1 = mapped_NK.sum(1, keepdims=True)
         divided_NK = np.where(total_N1 == 0, probs_NK, mapped_NK / np.where(total_N1 == 0, 1.0, total_N1))
-        return _class_rows(rows, np.log((self.num_rows * divided_NK + 1 / num_classes) / (self.num_rows + 1)))
+        return np.log((self.num_rows * divided_NK + 1 / num_classes) / (self.num_rows + 1))
 
     def describe(self) -> str:
         return f"isotonic maps of {sum(map(len, self.x))} corners"
@@ -258,6 +284,11 @@ class VarianceScaling(Recalibration):
         """The recalibrated scores of a tile; scores alone do not say what the widened mixture gives."""
         return score_scaled(tile, y, target, self.scale)
 
+    def on_tile(self, tile: TilePrediction) -> TilePrediction:
+        assert tile.mixture is not None
+        wide = scaled(tile.mixture, self.scale)
+        return replace(tile, stats=stats_of(wide.components, wide.log_weights, None), mixture=wide)
+
     def describe(self) -> str:
         return f"spread times {self.scale:.3g}"
 
@@ -301,6 +332,7 @@ class QuantileRecalibration(Recalibration):
     values: tuple[float, ...]
 
     method: ClassVar[str] = "quantile"
+    gives_moments: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, val: RowScores, *, num_bins: int) -> Self:
@@ -344,7 +376,7 @@ class QuantileRecalibration(Recalibration):
         return np.where(np.isnan(pit), np.nan, (np.diff(self.values) / np.diff(self.knots))[piece])
 
     def levels(self, levels: Sequence[float]) -> np.ndarray:
-        """R⁻¹: the levels whose quantiles of the pooled predictive are the recalibrated ones of `levels`."""
+        """R⁻¹, of the pooled predictive itself."""
         return np.interp(levels, self.values, self.knots)
 
     def quantiles(self, mixture: Mixture, target: TargetSpec) -> dict[str, np.ndarray]:

@@ -25,13 +25,14 @@ from bdl_train.distributed import Cluster, Launcher
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.chapters import Asked, Case, asked_chapters, standard_chapters
 from bdl_train.evaluation.evaluate import assemble, write_evaluation
+from bdl_train.evaluation.recalibrate import record
 from bdl_train.evaluation.recalibration import Recalibration
 from bdl_train.evaluation.section import Section
 from bdl_train.evaluation.shards import Posterior, Scores, plan_shards, score_in_shards, score_part
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import Artefact, training_rows
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, read_json, write_json
+from bdl_train.runs import RunDir
 from bdl_train.verbs._runs import (
     load_data,
     open_artefact,
@@ -151,7 +152,7 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher) -> Exit:
         run_dir, settings.name, evaluation, settings.part if path is None else "test", chapters()
     )
     if maps:
-        _record(run_dir, maps)
+        print(f"  recorded in {record(run_dir, maps)}: {', '.join(one.describe() for one in maps)}")
     _show(told)
     print(f"\nwritten: {run_dir.evaluation(settings.name)}")
     more = "" if settings.name == "test" else f" name={settings.name}"
@@ -211,15 +212,6 @@ def _train_rows(run_dir: RunDir, artefact: Artefact, data: Data | None) -> dict[
     except (KeyError, UsageError):  # of an earlier version: all members saw the whole part
         rows = np.empty(0, np.int64) if data is None else data.train.rows
         return dict.fromkeys(artefact.posterior.ids, rows)
-
-
-def _record(run_dir: RunDir, maps: list[Recalibration]) -> None:
-    """Keep the fitted maps with the posterior that they belong to."""
-    path = run_dir.posterior / "recalibration.json"
-    held = read_json(path) if path.is_file() else {}
-    held |= {one.method: {**one.to_json(), "fitted_on": "val"} for one in maps}
-    write_json(path, held)
-    print(f"  recorded in {path}: {', '.join(one.describe() for one in maps)}")
 
 
 def _show(told: list[Section]) -> None:

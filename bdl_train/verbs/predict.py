@@ -21,6 +21,8 @@ from bdl_train.config import Options
 from bdl_train.data._stream import read_table_in_chunks
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.predictions import prediction_columns
+from bdl_train.evaluation.recalibrate import recorded
+from bdl_train.evaluation.recalibration import Recalibration
 from bdl_train.posteriors.artefact import Artefact
 from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir
@@ -39,6 +41,7 @@ class Settings:
     num_draws: Annotated[int, Field(ge=1)] | None
     intervals: list[Annotated[float, Field(gt=0, lt=1)]]
     keep: list[str]
+    recalibration: str | None
     chunk_rows: Annotated[int, Field(ge=1)]
     accelerator: Literal["auto", "cpu", "gpu"]
     allow: list[str]
@@ -49,7 +52,9 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     settings = settings_of(Settings, config, key="")
     output = Path(settings.output)
     write = _writer(output, Path(settings.input), settings.keep)
-    artefact = open_artefact(RunDir.open(settings.run))
+    run_dir = RunDir.open(settings.run)
+    artefact = open_artefact(run_dir)
+    recalibration = None if settings.recalibration is None else recorded(run_dir, settings.recalibration)
     if artefact.transform is None:
         raise UsageError(
             f"run={settings.run} was trained on examples of shape {list(artefact.inputs.shape)}, not on a table: "
@@ -61,7 +66,10 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     chunks = read_table_in_chunks(settings.input, columns, settings.chunk_rows)
     unfinished = output.with_name(f".{output.name}.part")
     try:
-        count = write(unfinished, _predict(artefact, predictor, chunks, settings.keep, settings.intervals))
+        count = write(
+            unfinished,
+            _predict(artefact, predictor, chunks, settings.keep, settings.intervals, recalibration),
+        )
         if count == 0:
             raise UsageError(f"input={settings.input} has no rows.")
         os.replace(unfinished, output)
@@ -77,13 +85,14 @@ def _predict(
     chunks: Iterator[pd.DataFrame],
     keep: list[str],
     intervals: list[float],
+    recalibration: Recalibration | None,
 ) -> Iterator[pd.DataFrame]:
     assert artefact.transform is not None
     for chunk in chunks:
         if len(chunk) == 0:
             continue
         x = torch.from_numpy(artefact.transform.apply(chunk))
-        tiles = [prediction_columns(tile, artefact.target, intervals) for tile in predictor(x)]
+        tiles = [prediction_columns(tile, artefact.target, intervals, recalibration) for tile in predictor(x)]
         joined = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         twice = [name for name in keep if name in joined]
         if twice:

@@ -144,11 +144,38 @@ def test_members_of_half_the_rows_are_attacked_with_each_other(full, run):
 
 def test_recalibration_is_recorded_with_the_posterior(full, run):
     recorded = read_json(run.posterior / "recalibration.json")
-    assert set(recorded) == {"temperature", "isotonic"}
-    assert (
-        recorded["temperature"]["num_rows"]
-        == len(pd.read_csv(run.path.parents[2] / "people.csv")) * 0.8 * 0.1
+    assert set(recorded["maps"]) == {"temperature", "isotonic"}
+    assert recorded["maps"]["temperature"]["num_rows"] == 1500 * 0.8 * 0.1
+    assert recorded["posterior_sha256"] == sha256(run.posterior / "posterior.json")
+
+
+def test_predictions_are_recalibrated_by_the_recorded_map(full, bdl_module, run, tmp_path):
+    people = run.path.parents[2] / "people.csv"
+    outputs = {}
+    for name in ("none", "temperature", "isotonic"):
+        words = [] if name == "none" else [f"recalibration={name}"]
+        said = bdl_module(
+            "predict", f"run={run.path}", f"input={people}", f"output={tmp_path / name}.csv", *words
+        )
+        assert said.status == 0, said.err
+        outputs[name] = pd.read_csv(tmp_path / f"{name}.csv")
+    temperature = read_json(run.posterior / "recalibration.json")["maps"]["temperature"]["temperature"]
+    odds = outputs["none"]["p_yes"] / outputs["none"]["p_no"]
+    expected = odds ** (1 / temperature)
+    np.testing.assert_allclose(
+        outputs["temperature"]["p_yes"] / outputs["temperature"]["p_no"], expected, rtol=1e-4
     )
+    assert outputs["temperature"]["epistemic"].isna().all()
+    np.testing.assert_allclose(outputs["isotonic"]["p_yes"] + outputs["isotonic"]["p_no"], 1, rtol=1e-6)
+    said = bdl_module(
+        "predict",
+        f"run={run.path}",
+        f"input={people}",
+        f"output={tmp_path / 'x.csv'}",
+        "recalibration=temprature",
+    )
+    assert said.status == 2
+    assert "Did you mean 'temperature'" in said.err
 
 
 def test_another_file_is_scored_by_its_columns_whatever_their_order(bdl_module, run, tmp_path):
@@ -232,6 +259,24 @@ def test_numbers_have_bands_maps_and_intervals(bdl_module, tmp_path):
     ):
         assert read_section(folder, key).level != "empty", key
     assert read_section(folder, "costs").level == "empty"
-    assert set(read_json(RunDir(path).posterior / "recalibration.json")) == {"variance", "quantile"}
+    assert set(read_json(RunDir(path).posterior / "recalibration.json")["maps"]) == {"variance", "quantile"}
+    predictions = {}
+    for name in ("none", "variance", "quantile"):
+        words = [] if name == "none" else [f"recalibration={name}"]
+        said = bdl_module(
+            "predict",
+            f"run={path}",
+            f"input={tmp_path / 'prices.csv'}",
+            f"output={tmp_path / name}.csv",
+            *words,
+        )
+        assert said.status == 0, said.err
+        predictions[name] = pd.read_csv(tmp_path / f"{name}.csv")
+    scale = read_json(RunDir(path).posterior / "recalibration.json")["maps"]["variance"]["scale"]
+    ratio = predictions["variance"]["total_std"] / predictions["none"]["total_std"]
+    np.testing.assert_allclose(ratio, scale, rtol=1e-5)
+    assert predictions["quantile"]["mean"].isna().all()
+    assert np.isfinite(predictions["quantile"]["lower_90"]).all()
+    assert not np.allclose(predictions["quantile"]["lower_90"], predictions["none"]["lower_90"])
     groups = read_section(folder, "conformal").tables["coverage"]
     assert {"kind=p", "kind=q"} <= set(groups["group"])
