@@ -27,7 +27,12 @@ GROUPS = {
     "tracking": "tracking",
     "cluster": "distributed",
 }
-FOREIGN_GROUPS = {"optimizer": "torch.optim.", "trainer": "bdl_train.training.settings.", "experiment": "", "analysis": ""}
+FOREIGN_GROUPS = {
+    "optimizer": "torch.optim.",
+    "trainer": "bdl_train.training.settings.",
+    "experiment": "",
+    "analysis": "",
+}
 
 # Modules without a test file of their name, and the file that tests them.
 TESTED_BY = {

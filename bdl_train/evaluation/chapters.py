@@ -163,6 +163,14 @@ class Case:
     def module(self) -> MixtureModule:
         return MixtureModule(self.artefact, device=self.predictor.device, num_draws=self.predictor.num_draws)
 
+    @property
+    def inputs(self) -> pd.DataFrame | None:
+        """The raw columns that the network was given, of the scored rows."""
+        if self.table is None:
+            return None
+        names = set(self.artefact.inputs.names)
+        return self.table.loc[:, [name for name in self.table.columns if name in names]]
+
     def table_of(self, part: Part) -> pd.DataFrame | None:
         return None if self.raw is None else self.raw.iloc[part.rows].reset_index(drop=True)
 
@@ -180,9 +188,9 @@ def standard_chapters(case: Case, seed: int) -> Iterator[Section]:
     yield calibration_section(rows, metrics)
     yield members_section(case.evaluation.members, values, target.name)
     yield uncertainty_section(rows, target)
-    yield examples_section(rows, case.evaluation.row_ids, target, case.table, case.part.x)
+    yield examples_section(rows, case.evaluation.row_ids, target, case.inputs, case.part.x)
     if rows.probs is None:
-        yield bands_section(rows, target, case.table, seed)
+        yield bands_section(rows, target, case.inputs, seed)
 
 
 def _data(case: Case) -> Section:
@@ -303,7 +311,7 @@ def _search(case: Case, asked: Asked) -> Section:
     # Inputs, and what the user slices by: other columns may be known only after the outcome.
     named = {part for one in _slices(case, asked)[0] for part in one.column.split("×")}
     wanted = {*case.artefact.inputs.names, *named} - {case.artefact.target.name}
-    table = case.table[[name for name in case.table.columns if name in wanted]]
+    table = case.table.loc[:, [name for name in case.table.columns if name in wanted]]
     return search_section(table, case.rows, loss="nll", seed=asked.seed)
 
 

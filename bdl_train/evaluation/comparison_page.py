@@ -7,8 +7,10 @@ import pandas as pd
 
 from bdl_train.evaluation.compare import to_text
 from bdl_train.evaluation.comparison import METRICS
+from bdl_train.evaluation.report.figure import Figure, drawn
 from bdl_train.evaluation.report.html import Html, folded, interval, join, number, table_of, tag
-from bdl_train.evaluation.report.plot import Figure, Scale, drawn, rows_panel
+from bdl_train.evaluation.report.panel import rows_panel
+from bdl_train.evaluation.report.scale import Scale
 from bdl_train.evaluation.section import Section
 
 STYLES = {"better": 2, "worse": 1, "no clear difference": 4, "equal": 4}
@@ -25,7 +27,7 @@ def comparison_page(title: str, table: pd.DataFrame, paired: Section | None) -> 
         paired: Of `paired_section`; None = there was only one experiment.
     """
     chapters = [*([] if paired is None else _paired(paired)), ("means", "Means", _means(table))]
-    style = (files("bdl_train.evaluation.report") / "style.css").read_text(encoding="utf-8")
+    style = (files("bdl_train.evaluation.report") / "static" / "style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

@@ -5,7 +5,7 @@ Shape letters: C components, B rows of a tile, N rows.
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from bdl_train.predictive.predict import Predictor
 from bdl_train.runs import RunDir, sha256, write_bytes, write_json
 from bdl_train.specs import TargetSpec
 
-SECTIONS = "sections"
+SECTIONS, ASKED = "sections", "asked.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ def assemble(rows: RowScores, members: MemberScores, row_ids: np.ndarray, target
 
 
 def write_evaluation(
-    run: RunDir, name: str, evaluation: Evaluation, split: str, chapters: Iterable[Section] = ()
+    run: RunDir,
+    name: str,
+    evaluation: Evaluation,
+    split: str,
+    chapters: Iterable[Section] = (),
+    asked: Sequence[str] = (),
 ) -> dict[str, float | None]:
     """Write `evaluation/<name>/`; returns the flat metrics, keyed `split/metric`.
 
@@ -73,12 +78,17 @@ def write_evaluation(
         evaluation: Metrics and rows.
         split: What the rows are.
         chapters: Written one by one into `sections/` as they come; those of an earlier evaluation go.
+        asked: The words of `bdl evaluate`, kept in `asked.json` for the report.
     """
     folder = run.evaluation(name)
     shutil.rmtree(folder / SECTIONS, ignore_errors=True)
     flat = {f"{split}/{metric.key}": metric.value for metric in evaluation.metrics}
     files = ["metrics.json", "metrics_detail.parquet", "predictions.parquet"]
     write_json(folder / files[0], flat)
+    (folder / ASKED).unlink(missing_ok=True)
+    if asked:
+        write_json(folder / ASKED, {"words": list(asked)})
+        files.append(ASKED)
     columns = {"row": evaluation.row_ids, **evaluation.rows.columns}
     if evaluation.rows.probs is not None:
         names = evaluation.target.classes

@@ -80,12 +80,29 @@ def plan_shards(num_rows: int, ids: Sequence[int], row_shards: int, member_shard
     return [Shard(slice(edges[i], edges[i + 1]), share) for i in range(row_shards) for share in shares]
 
 
-def score_part(predictor: Predictor, part: Part, target: TargetSpec, *, keep_nll: bool = True) -> Scores:
-    """Scores of all rows of a part, and of every member on them, in this process."""
+def score_part(
+    predictor: Predictor,
+    part: Part,
+    target: TargetSpec,
+    *,
+    keep_nll: bool = True,
+    tick: Callable[[int], None] | None = None,
+) -> Scores:
+    """Scores of all rows of a part, and of every member on them, in this process.
+
+    Args:
+        predictor: Of the run.
+        part: Encoded rows with targets.
+        target: Brings scores to its units.
+        keep_nll: Whether to keep the NLL of every member and row.
+        tick: Called with the number of rows that are done.
+    """
     x, y = torch.from_numpy(part.x), torch.from_numpy(part.y)
-    scored = [
-        _score(tile, part.y[tile.rows], target, keep_nll) for tile in predictor(x, y, per_component=True)
-    ]
+    scored = []
+    for tile in predictor(x, y, per_component=True):
+        scored.append(_score(tile, part.y[tile.rows], target, keep_nll))
+        if tick is not None:
+            tick(tile.rows.stop)
     return RowScores.concatenate([rows for rows, _ in scored]), MemberScores.concatenate(
         [m for _, m in scored]
     )
@@ -118,7 +135,12 @@ def score_shard(part: Part, posterior: Posterior, shard: Shard) -> tuple[slice, 
 
 
 def score_in_shards(
-    part: Part, artefact: Artefact, posterior: Posterior, shards: Sequence[Shard], run: Map
+    part: Part,
+    artefact: Artefact,
+    posterior: Posterior,
+    shards: Sequence[Shard],
+    run: Map,
+    tick: Callable[[int], None] | None = None,
 ) -> Scores:
     """All rows, scored by tasks that may end in any order.
 
@@ -128,6 +150,7 @@ def score_in_shards(
         posterior: Where they find it.
         shards: From `plan_shards`.
         run: Carries out the tasks.
+        tick: Called with the number of rows that are done.
     """
     found: dict[int, list[tuple[slice, Scores | TilePrediction]]] = {}
     expected = {shard.rows.start: sum(one.rows == shard.rows for one in shards) for shard in shards}
@@ -144,5 +167,7 @@ def score_in_shards(
             scores[rows.start] = _score(TilePrediction.joined(tiles), part.y[rows], artefact.target, keep)
         else:
             (scores[rows.start],) = (one for one in results if not isinstance(one, TilePrediction))
+        if tick is not None:
+            tick(sum(len(done) for done, _ in scores.values()))
     ordered = [scores[start] for start in sorted(scores)]
     return RowScores.concatenate([r for r, _ in ordered]), MemberScores.concatenate([m for _, m in ordered])

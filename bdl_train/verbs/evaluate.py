@@ -8,7 +8,8 @@ Examples:
     bdl evaluate -m run=runs/energy/20260101-120000-a1b2c3 part=train,val,test
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -25,6 +26,7 @@ from bdl_train.distributed import Cluster, Launcher
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.chapters import Asked, Case, asked_chapters, standard_chapters
 from bdl_train.evaluation.evaluate import assemble, write_evaluation
+from bdl_train.evaluation.members import MOST_NLL
 from bdl_train.evaluation.recalibrate import record
 from bdl_train.evaluation.recalibration import Recalibration
 from bdl_train.evaluation.section import Section
@@ -45,6 +47,7 @@ from bdl_train.verbs._runs import (
 MULTIRUN = True
 ROWS_A_SHARD = 10_000
 MOST_WARNINGS = 3
+TELL_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +74,12 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     words = {one.name for one in fields(Asked)}
     asked = settings_of(Asked, {key: value for key, value in config.items() if key in words}, key="")
     try:
-        return _evaluate(settings, asked, launcher)
+        return _evaluate(settings, asked, launcher, options.overrides)
     finally:
         launcher.close()
 
 
-def _evaluate(settings: Settings, asked: Asked, launcher: Launcher) -> Exit:
+def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Sequence[str]) -> Exit:
     path = settings.data["path"]
     if settings.name == "test" and (
         settings.part != "test" or settings.num_draws is not None or path is not None
@@ -148,9 +151,8 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher) -> Exit:
             maps.extend(fitted)
             yield one
 
-    write_evaluation(
-        run_dir, settings.name, evaluation, settings.part if path is None else "test", chapters()
-    )
+    split = settings.part if path is None else "test"
+    write_evaluation(run_dir, settings.name, evaluation, split, chapters(), words)
     if maps:
         print(f"  recorded in {record(run_dir, maps)}: {', '.join(one.describe() for one in maps)}")
     _show(told)
@@ -184,12 +186,18 @@ def _scorer(
     run_dir: RunDir, artefact: Artefact, predictor: Predictor, settings: Settings, launcher: Launcher
 ) -> Any:
     """Scores a part: in this process if the launcher is one process, else in shards over its workers."""
+
+    def keeps(part: Part) -> bool:
+        return len(part) * artefact.posterior.num_members <= MOST_NLL
+
     if not launcher.remote:
         if settings.member_shards > 1:
             raise UsageError(
                 "member_shards needs processes to hand the shards to: cluster=ray_local or ray_cluster."
             )
-        return lambda part: score_part(predictor, part, artefact.target)
+        return lambda part: score_part(
+            predictor, part, artefact.target, keep_nll=keeps(part), tick=told_of(part)
+        )
     posterior = Posterior(
         run_dir.posterior.absolute(),
         predictor.device.type,
@@ -201,9 +209,22 @@ def _scorer(
     def score(part: Part) -> Scores:
         shares = max(workers, -(-len(part) // ROWS_A_SHARD))
         shards = plan_shards(len(part), artefact.posterior.ids, shares, settings.member_shards)
-        return score_in_shards(part, artefact, posterior, shards, launcher.map)
+        return score_in_shards(part, artefact, posterior, shards, launcher.map, told_of(part))
 
     return score
+
+
+def told_of(part: Part) -> Callable[[int], None]:
+    """Prints how far a long scoring has come, now and then."""
+    last = time.monotonic()
+
+    def tick(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > TELL_S and done < len(part):
+            last = time.monotonic()
+            print(f"  scored {done:,} of {len(part):,} rows", flush=True)
+
+    return tick
 
 
 def _train_rows(run_dir: RunDir, artefact: Artefact, data: Data | None) -> dict[int, np.ndarray]:

@@ -87,9 +87,8 @@ def chapters(case: Case, asked: Asked = ASKED) -> dict[str, Section]:
 
 
 def with_weights(artefact: Artefact, change) -> Artefact:
-    members = [
-        Atoms(change(m, one.flat.clone()), one.buffers) for m, one in enumerate(artefact.posterior.members)
-    ]  # pyright: ignore[reportAttributeAccessIssue]
+    atoms = [one for one in artefact.posterior.members if isinstance(one, Atoms)]
+    members = [Atoms(change(m, one.flat.clone()), one.buffers) for m, one in enumerate(atoms)]
     return replace(artefact, posterior=replace(artefact.posterior, members=members))
 
 

@@ -29,7 +29,7 @@ def test_what_an_input_does_not_allow_is_a_reason_and_other_errors_are_not_hidde
         {},
     )
     with pytest.raises(ZeroDivisionError):
-        section_or_reason("slices", "Slices", lambda: 1 / 0)
+        section_or_reason("slices", "Slices", lambda: 1 / 0)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_damaged_section_is_one_message(tmp_path):

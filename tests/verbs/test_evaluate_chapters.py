@@ -100,8 +100,22 @@ def test_every_file_is_in_the_hashes(full):
     _, folder = full
     hashes = read_json(folder / "hashes.json")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(hashes) == there - {"hashes.json"}
+    assert set(hashes) == there - {"hashes.json", "report.html"}
     assert all(sha256(folder / name) == digest for name, digest in hashes.items())
+
+
+def test_the_report_tells_how_it_was_made_and_shows_inputs_only(full, bdl_module, run):
+    _, folder = full
+    examples = read_section(folder / "sections", "examples").tables["wrong"]
+    assert [name for name in examples if name.startswith("input ")] == [
+        "input age",
+        "input income",
+        "input sex",
+    ]
+    assert bdl_module("report", f"run={run.path}", "name=full").status == 0
+    page = (folder / "report.html").read_text()
+    assert "analysis=full" in page
+    assert "race×age&gt;60" in page
 
 
 def test_slices_use_columns_that_are_no_inputs_and_wrong_ones_hinder_nothing(full):

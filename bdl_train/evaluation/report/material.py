@@ -46,6 +46,7 @@ class Material:
         posterior: The header of the posterior, {} where it cannot be read.
         hashes: Of the files of the evaluation.
         problems: What could not be read, a sentence each.
+        asked: The words of `bdl evaluate`, where they were kept.
         only_scores: The evaluation has no chapters of its own; those that its scores allow were made just now.
     """
 
@@ -62,6 +63,7 @@ class Material:
     posterior: Mapping[str, Any]
     hashes: Mapping[str, Any]
     problems: Sequence[str] = field(default_factory=list)
+    asked: Sequence[str] = ()
     only_scores: bool = False
 
     def section(self, key: str) -> Section | None:
@@ -96,10 +98,12 @@ def read_material(run: RunDir, name: str) -> Material:
     if not config:
         problems.append(f"{run.config.name} cannot be read.")
     hashes = _json(folder / "hashes.json", problems)
+    asked = _json(folder / "asked.json", problems) if (folder / "asked.json").is_file() else {}
+    words = [str(word) for word in asked.get("words", ())]
     status = str(manifest["status"]) if "status" in manifest else "without a manifest"
     return Material(
         run, name, config, manifest, status, part, metrics, num_rows, sections, read_history(run), posterior, hashes,
-        problems, only_scores,
+        problems, words, only_scores,
     )  # fmt: skip
 
 

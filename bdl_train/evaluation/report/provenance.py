@@ -100,21 +100,20 @@ def _commands(material: Material) -> Iterator[Html]:
     run = shlex.quote(str(material.run.path))
     words = command_of(material.config)
     lines = [] if words is None else [f"bdl train {' '.join(map(shlex.quote, words))}"]
-    named = [] if material.name == "test" else [f"part={material.part}", f"name={shlex.quote(material.name)}"]
+    named = [] if material.name == "test" else [f"part={material.part}", f"name={material.name}"]
+    asked = material.asked or [f"run={material.run.path}", *named]
     lines += [
-        " ".join(["bdl evaluate", f"run={run}", *named]),
+        " ".join(["bdl evaluate", *map(shlex.quote, asked)]),
         f"bdl report run={run} name={shlex.quote(material.name)}",
     ]
     yield tag("h4", "How to make it again")
     yield tag("pre", "\n".join(lines))
-    text = (
-        "What was asked of the evaluation (slices, costs, attacks ...) is not stored: add it to bdl evaluate."
-    )
+    if not material.asked:
+        text = "What was asked of the evaluation (slices, costs, attacks ...) was not kept: add it to bdl evaluate."
+        yield tag("p", text, class_="dim")
     if words is None:
-        text = (
-            f"The settings are not those of shipped configs alone, so training has no short command. {text}"
-        )
-    yield tag("p", text, class_="dim")
+        text = "The settings are not those of shipped configs alone, so training has no short command."
+        yield tag("p", text, class_="dim")
 
 
 def command_of(config: Any) -> list[str] | None:
