@@ -41,7 +41,7 @@ def test_a_training_is_followed_live_and_ends_with_metrics_tables_and_plots(trai
     assert {f"member/0{m}/val/nll" for m in (0, 1)} <= {key for row in rows for key in row}
     assert summary["status"] == "complete"
     assert 0 < summary["test/nll"] < 1
-    assert summary["table/metrics"]["ncols"] == 6
+    assert summary["table/metrics"]["ncols"] == 8  # with the edges of the intervals
     assert summary["table/members"]["nrows"] == 2
     assert summary["plot/reliability"]["_type"] == "image-file"
     assert server.url in said.err  # where to look
