@@ -39,6 +39,8 @@ TESTED_BY = {
     "errors": "test_cli.py",
     "evaluation/compare": "verbs/test_evaluate_runs_compare.py",
     "evaluation/predictions": "verbs/test_predict.py",
+    "evaluation/asked": "evaluation/test_chapters.py",
+    "evaluation/case": "evaluation/test_chapters.py",
     "evaluation/recalibrate": "evaluation/test_chapters.py",
     "evaluation/rows": "evaluation/test_metrics.py",
     "evaluation/uncertainty": "evaluation/test_calibration.py",

@@ -4,29 +4,27 @@ One that its input does not allow is empty and says why; the others do not depen
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
 
-from bdl_train.data import Data, Part
+from bdl_train.data import Part
 from bdl_train.data._foreign import Foreign
 from bdl_train.errors import UsageError
+from bdl_train.evaluation.asked import Asked
 from bdl_train.evaluation.attacks import attacks_section
-from bdl_train.evaluation.bootstrap import metrics_with_intervals
 from bdl_train.evaluation.calibration import calibration_section
+from bdl_train.evaluation.case import Case
 from bdl_train.evaluation.conformal_chapter import conformal_section
 from bdl_train.evaluation.costs import cost_section
 from bdl_train.evaluation.data_summary import data_section
 from bdl_train.evaluation.decision_log import read_decisions
 from bdl_train.evaluation.decisions import decisions_section
 from bdl_train.evaluation.deferral import deferral_section
-from bdl_train.evaluation.evaluate import Evaluation
 from bdl_train.evaluation.inversion import Inversion, inversion_probe
 from bdl_train.evaluation.members import members_section
 from bdl_train.evaluation.ood import ood_section
@@ -35,21 +33,15 @@ from bdl_train.evaluation.recalibrate import recalibrated
 from bdl_train.evaluation.recalibration import Recalibration
 from bdl_train.evaluation.recalibration_chapter import recalibration_section
 from bdl_train.evaluation.robustness import Sweep, robustness_section
-from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section, section_or_reason
 from bdl_train.evaluation.sensitivity import sensitivity_section
-from bdl_train.evaluation.shards import Scores
 from bdl_train.evaluation.slice_search import search_section
 from bdl_train.evaluation.slices import slices_section
 from bdl_train.evaluation.slicing import Slice, parse_slices
 from bdl_train.evaluation.uncertainty import bands_section, examples_section, uncertainty_section
-from bdl_train.posteriors.artefact import Artefact
-from bdl_train.predictive.differentiable import MixtureModule
-from bdl_train.predictive.predict import Predictor
 
 log = logging.getLogger(__name__)
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 SWEEP = Sweep(
     corruptions=None,
     severities=(1, 2, 3, 4, 5),
@@ -60,123 +52,6 @@ SWEEP = Sweep(
     max_features=50,
     max_rows=None,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deferral:
-    """Which predictions are handed to a person.
-
-    Attributes:
-        metric: risk (error rate), mae or rmse of the rows that are kept.
-        target: What it may be at most; null = only the curve is drawn.
-        by: What sorts the rows.
-        confidence: Chance with which the target holds for new rows, for `risk`; null = as it is on the validation rows.
-    """
-
-    metric: Literal["risk", "mae", "rmse"] | None
-    target: Annotated[float, Field(ge=0)] | None
-    by: Literal["total", "epistemic", "confidence"] | None
-    confidence: Share | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """What a decision costs: `matrix[true class][action]`, with names of the actions; null = the classes, in order."""
-
-    matrix: list[list[float]] | None
-    actions: list[str] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is to be analysed beside what every evaluation has; keys of `conf/evaluate.yaml`."""
-
-    slices: list[str]
-    find_slices: bool
-    ood: list[str]
-    recalibrate: bool
-    conformal: list[Share]
-    conformal_by: str | None
-    defer: Deferral
-    cost: Costs
-    robustness: bool
-    sensitivity: bool
-    attacks: list[Annotated[float, Field(gt=0)]]
-    privacy: bool
-    decisions: str | None
-    max_rows: Annotated[int, Field(ge=10)]
-    seed: Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is evaluated, and how more of it can be scored.
-
-    Attributes:
-        artefact: The posterior.
-        predictor: Of it, in this process.
-        score: Scores a part, perhaps over a cluster.
-        part: The rows that were scored.
-        evaluation: Their scores.
-        table: Their raw columns, in the same order; None = there are none.
-        data: The run's own data; None = it could not be read, and `missing` says why.
-        raw: Raw columns of all of the run's rows by position; None = there are none.
-        stops_early: Whether the validation part chose the epochs of the members.
-        train_rows: By member the source rows that it was trained on.
-        own: Whether the rows are a part of the run's own data.
-        notes: On the data, from the manifest.
-        missing: Why there are no own data.
-    """
-
-    artefact: Artefact
-    predictor: Predictor
-    score: Callable[[Part], Scores]
-    part: Part
-    evaluation: Evaluation
-    table: pd.DataFrame | None
-    data: Data | None
-    raw: pd.DataFrame | None
-    stops_early: bool
-    train_rows: Mapping[int, np.ndarray]
-    own: bool
-    notes: Mapping[str, Any]
-    missing: str = ""
-
-    @property
-    def rows(self) -> RowScores:
-        return self.evaluation.rows
-
-    @cached_property
-    def own_data(self) -> Data:
-        if self.data is None:
-            raise UsageError(f"This needs the run's own data, which cannot be read: {self.missing}")
-        return self.data
-
-    @cached_property
-    def val(self) -> RowScores:
-        """Scores of the validation part."""
-        if len(self.own_data.val) == 0:
-            raise UsageError("This needs a validation part: train with data.val_fraction above 0.")
-        return self.score(self.own_data.val)[0]
-
-    @cached_property
-    def module(self) -> MixtureModule:
-        return MixtureModule(self.artefact, device=self.predictor.device, num_draws=self.predictor.num_draws)
-
-    @property
-    def inputs(self) -> pd.DataFrame | None:
-        """The raw columns that the network was given, of the scored rows."""
-        if self.table is None:
-            return None
-        names = set(self.artefact.inputs.names)
-        return self.table.loc[:, [name for name in self.table.columns if name in names]]
-
-    def table_of(self, part: Part) -> pd.DataFrame | None:
-        return None if self.raw is None else self.raw.iloc[part.rows].reset_index(drop=True)
-
-    def metrics(self, rows: RowScores) -> list[Any]:
-        target = self.artefact.target
-        return metrics_with_intervals(rows, target.name, target.classes)
 
 
 def standard_chapters(case: Case, seed: int) -> Iterator[Section]:

@@ -24,7 +24,9 @@ from bdl_train.data import Data, Part
 from bdl_train.data._foreign import Foreign, read_foreign
 from bdl_train.distributed import Cluster, Launcher
 from bdl_train.errors import Exit, UsageError
-from bdl_train.evaluation.chapters import Asked, Case, asked_chapters, standard_chapters
+from bdl_train.evaluation.asked import Asked
+from bdl_train.evaluation.case import Case
+from bdl_train.evaluation.chapters import asked_chapters, standard_chapters
 from bdl_train.evaluation.evaluate import assemble, write_evaluation
 from bdl_train.evaluation.members import MOST_NLL
 from bdl_train.evaluation.recalibrate import record

@@ -12,7 +12,9 @@ from small_posteriors import INPUTS, small_artefact
 from bdl_train.data import Data, Part
 from bdl_train.data._foreign import Foreign
 from bdl_train.errors import UsageError
-from bdl_train.evaluation.chapters import Asked, Case, Costs, Deferral, asked_chapters, standard_chapters
+from bdl_train.evaluation.asked import Asked, Costs, Deferral
+from bdl_train.evaluation.case import Case
+from bdl_train.evaluation.chapters import asked_chapters, standard_chapters
 from bdl_train.evaluation.evaluate import assemble, write_evaluation
 from bdl_train.evaluation.section import Section
 from bdl_train.evaluation.shards import score_part
