@@ -41,7 +41,6 @@ TESTED_BY = {
     "evaluation/predictions": "verbs/test_predict.py",
     "evaluation/asked": "evaluation/test_chapters.py",
     "evaluation/case": "evaluation/test_chapters.py",
-    "evaluation/recalibrate": "evaluation/test_chapters.py",
     "evaluation/rows": "evaluation/test_metrics.py",
     "evaluation/uncertainty": "evaluation/test_calibration.py",
     "evaluation/data_summary": "evaluation/test_calibration.py",

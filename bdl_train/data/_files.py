@@ -26,9 +26,12 @@ def find_file(path: str, root: str, *, key: str) -> Path:
         if place.is_file():
             return place
     beside = [one.name for place in places if place.parent.is_dir() for one in place.parent.iterdir()]
-    looked = " nor ".join(str(place) for place in places)
-    neither = "neither " if len(places) > 1 else ""
-    raise UsageError(f"{key}={path}: {neither}{looked} is a file.{nearest(asked.name, beside)}")
+    looked = (
+        f"neither {' nor '.join(str(place) for place in places)} is a file"
+        if len(places) > 1
+        else "there is no such file"
+    )
+    raise UsageError(f"{key}={path}: {looked}.{nearest(asked.name, beside)}")
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:

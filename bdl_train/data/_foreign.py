@@ -3,7 +3,8 @@
 Shape letters: N rows, K classes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,14 @@ class Foreign:
         part: Encoded; targets are 0 where there are none.
         table: The raw columns; None for images.
         has_target: Whether the file told the targets.
+        unseen: By column, rows with a category that training never saw.
     """
 
     name: str
     part: Part
     table: pd.DataFrame | None
     has_target: bool
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_foreign(
@@ -89,7 +92,8 @@ def read_foreign(
     y = np.zeros(len(table))
     if has_target:
         y, has_target = _targets(table, target, f"{key}={path}", needs_target)
-    return Foreign(name, Part(x, encode_target(y, target), np.arange(len(table))), table, has_target)
+    part = Part(x, encode_target(y, target), np.arange(len(table)))
+    return Foreign(name, part, table, has_target, transform.unseen(table))
 
 
 def _place(name: str, classes: tuple[str, ...]) -> int:
@@ -123,3 +127,9 @@ def _targets(table: pd.DataFrame, target: TargetSpec, where: str, needed: bool) 
             f"row {int(np.flatnonzero(~finite)[0])}): drop those rows."
         )
     return np.where(finite, numbers, target.loc), bool(finite.all())
+
+
+def seen_before(part: Part, train: Part) -> int:
+    """How many rows of a part have inputs that are equal, in every digit, to those of a training row."""
+    known = {row.tobytes() for row in np.ascontiguousarray(train.x)}
+    return sum(row.tobytes() in known for row in np.ascontiguousarray(part.x))

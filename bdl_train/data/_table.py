@@ -168,6 +168,22 @@ class TableTransform:
             at += column.width
         return out
 
+    def unseen(self, table: pd.DataFrame) -> dict[str, int]:
+        """By column, how many rows have a category that training never saw; columns without such rows are left out.
+
+        Args:
+            table: As for `apply`.
+        """
+        found = {}
+        for column in self.columns:
+            if isinstance(column, CategoryColumn):
+                codes, texts = to_levels(cells_of(table, column.name))
+                known = set(column.levels)
+                strange = np.array([text not in known for text in texts])[codes]
+                if strange.any():
+                    found[column.name] = int(strange.sum())
+        return found
+
     @property
     def names(self) -> list[str]:
         """The columns that `apply` needs."""

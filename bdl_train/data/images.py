@@ -133,7 +133,7 @@ def _read(files: dict[str, Path]) -> tuple[dict[str, _Stored], tuple[str, ...]]:
         if part == "both" and "x_train" in arrays:
             stored["train"], stored["test"] = (_part(arrays, f"_{one}", path) for one in ("train", "test"))
         elif part == "both":
-            stored["test"] = _part(arrays, "", path)
+            stored["test"] = _part(arrays, "_test" if "x_test" in arrays else "", path)
         else:
             stored[part] = _part(arrays, "", path)
         classes = classes or tuple(str(name) for name in arrays.get("classes", ()))

@@ -52,7 +52,8 @@ def metrics_with_intervals(
         low, high = edges.get(str(i), (np.nan, np.nan))
         if one.reason is None and one.coarse is not None:
             shift = (one.statistic(ones) - one.coarse(ones))[0]
-            low, high = low + shift, high + shift
+            most = np.array([1.0 if label.unit == "share" else np.inf for label in one.labels])
+            low, high = np.clip(low + shift, 0.0, most), np.clip(high + shift, 0.0, most)
         pairs += zip(*(np.broadcast_to(edge, len(one.labels)) for edge in (low, high)), strict=True)
     return [
         replace(metric, low=float(low), high=float(high)) if np.isfinite(low) else metric

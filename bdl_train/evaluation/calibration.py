@@ -13,6 +13,8 @@ from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section
 
 NUM_BINS = 15
+FEWEST_ROWS = 30
+"""Below so many rows nothing is called calibrated, or not."""
 _NOTHING = "No row has a finite prediction: a member predicts NaN everywhere, see its training."
 LEVELS = np.round(np.arange(0.05, 1.0, 0.05), 2)
 
@@ -77,6 +79,9 @@ def _of_classes(rows: RowScores, probs: np.ndarray, metrics: dict[str, Metric]) 
     chance = int(stats.binom.ppf(0.975, len(table), 0.05))
     numbers = f"confidence {confidence:.3f}, accuracy {accuracy:.3f}{value}"
     off = f"{outside} of {len(table)} bins off"
+    if known.sum() < FEWEST_ROWS:
+        verdict = f"Too few rows to tell: {numbers}, {int(known.sum())} rows; {off}."
+        return Section("calibration", "Calibration", verdict, "note", tables, warnings)
     if outside <= chance:
         verdict = f"Probabilities come true: {numbers}; {off}, no more than chance."
         return Section("calibration", "Calibration", verdict, "good", tables, warnings)
@@ -113,6 +118,10 @@ def _of_numbers(rows: RowScores) -> Section:
     ninety = float(np.interp(0.9, coverage["level"], coverage["coverage"]))
     start = f"90 % intervals hold {100 * ninety:.1f} % of the targets"
     test = f"Kolmogorov-Smirnov test of uniform PIT values: p = {p:.2g}, {n} rows"
+    if n < FEWEST_ROWS:
+        return Section(
+            "calibration", "Calibration", f"Too few rows to tell: {start}; {test}.", "note", tables, warnings
+        )
     if p >= 0.05:
         return Section("calibration", "Calibration", f"{start}; {test}.", "good", tables, warnings)
     middle, ends = counts[num_bins // 4 : -(num_bins // 4)].mean(), np.r_[counts[:1], counts[-1:]].mean()

@@ -67,6 +67,11 @@ class Case:
     @cached_property
     def val(self) -> RowScores:
         """Scores of the validation part."""
+        if self.part is self.own_data.val or self.part is self.own_data.train:
+            raise UsageError(
+                "What is fitted on the validation part is judged on rows that had no part in the run: evaluate "
+                "part=test."
+            )
         if len(self.own_data.val) == 0:
             raise UsageError("This needs a validation part: train with data.val_fraction above 0.")
         return self.score(self.own_data.val)[0]

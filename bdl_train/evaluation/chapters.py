@@ -196,9 +196,9 @@ def _ood(case: Case, asked: Asked, read_file: Callable[[str, str], Foreign]) -> 
         try:
             other = read_file(path, "ood")
         except UsageError as error:
-            reasons.append(str(error))
+            reasons.append(f"ood={path}: {str(error).removeprefix(f'ood={path}: ')}")
             continue
-        outside[other.name] = case.score(other.part)[0]
+        outside[path if other.name in outside else other.name] = case.score(other.part)[0]
     if not outside:
         raise UsageError(" ".join(reasons))
     return _with_warnings(ood_section(case.rows, outside, seed=asked.seed), reasons)

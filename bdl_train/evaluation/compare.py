@@ -193,13 +193,16 @@ def to_markdown(table: pd.DataFrame) -> str:
 def show(table: pd.DataFrame, title: str) -> None:
     """Print the table; experiments are the columns when that is narrower."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shown = to_text(table).T
-    grid = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=False)
+    grid = Table(
+        title=escape(title), title_justify="left", show_edge=False, pad_edge=False, show_header=False
+    )
     grid.add_column(style="bold", no_wrap=True)
     for _ in shown.columns:
         grid.add_column(justify="right", overflow="fold")
     for name, row in shown.iterrows():
-        grid.add_row(str(name), *row)
+        grid.add_row(escape(str(name)), *(escape(str(cell)) for cell in row))
     Console(highlight=False).print(grid)

@@ -201,13 +201,14 @@ MOST_SHOWN = 6
 def show_paired(section: Section) -> None:
     """Print the differences, the verdict in words, and what was not paired."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
     table = section.tables.get("differences")
     console.print()
     if table is None:
-        console.print(f"{section.title}: none. {section.verdict}")
+        console.print(f"{section.title}: none. {section.verdict}", markup=False)
     else:
         rows = [Comparison(**{str(key): one for key, one in row.items()}) for row in table.to_dict("records")]
         many = len({row.experiment for row in rows}) > MOST_SHOWN
@@ -221,13 +222,13 @@ def show_paired(section: Section) -> None:
                 continue
             known = not row.reason
             grid.add_row(
-                row.experiment,
+                escape(row.experiment),
                 row.metric,
                 f"{row.difference:+.4g}",
                 _edges(row.low, row.high) if known else "",
                 f"{row.p_adjusted:.2g}" if known else "",
                 row.result,
-                f"{basis(row)}, {row.method}",
+                escape(f"{basis(row)}, {row.method}"),
             )
         console.print(grid)
         if many:

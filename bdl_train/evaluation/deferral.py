@@ -178,7 +178,7 @@ def deferral_section(
     parts = {"all": np.ones(len(rows.loss), bool)} | {one.name: one.mask[rows.finite] for one in slices}
     found = [_policy_row(name, rows, mask, policy, risk, target_risk, seed) for name, mask in parts.items()]
     warnings += [
-        f"Slice {one['slice']}: its kept rows have a {risk.words} of {risk.say(one['risk_kept'], unit)} "
+        f"Slice {one['slice']}: the {risk.words} of its kept rows is {risk.say(one['risk_kept'], unit)} "
         f"({risk.say(one['low'], unit)} to {risk.say(one['high'], unit)}), above the target."
         for one in found[1:]
         if one["low"] > target_risk
@@ -302,7 +302,8 @@ def _policy_verdict(
         text += f", those deferred {say(row['risk_deferred'])}"
     if row["low"] > target:
         return (
-            f"{text}. The target is missed: are the test rows of another kind than the validation rows?",
+            f"{text}. The target is missed: the validation rows met it, but they are too few to promise it, or the "
+            "test rows are of another kind. defer.confidence=0.95 chooses a threshold that can be relied on.",
             "warn",
         )
     if row["risk_kept"] > target:

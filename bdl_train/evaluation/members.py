@@ -21,7 +21,7 @@ from bdl_train.predictive.predict import TilePrediction
 from bdl_train.predictive.stats import ClassStats, NumberStats, PredictiveStats
 from bdl_train.specs import TargetSpec
 
-MOST_NLL = 100_000_000
+MOST_NLL = 50_000_000
 """Members times rows up to which every single NLL is kept, for the interval of the best member."""
 
 
@@ -200,7 +200,7 @@ def member_measures(scores: MemberScores, rows: RowScores, unit: str) -> list[Me
         found.append(
             Measure(
                 (Label("best_member_nll", "nats", which, "lower"),),
-                lambda counts: np.full(len(counts), value),
+                lambda counts: np.where((counts == 1).all(1), value, np.nan),
             )
         )
     names = {

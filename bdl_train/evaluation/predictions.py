@@ -40,6 +40,7 @@ def prediction_columns(
     return columns
 
 
+_NOTHING = np.array(None, dtype=object)
 _MOMENTS = ("mean", "total_std", "aleatoric_std", "epistemic_std")
 Levels = Callable[[Sequence[float]], np.ndarray]
 
@@ -66,7 +67,7 @@ def _(
     probs_BK = stats.mean_probs.cpu().numpy()
     names = np.array(target.classes, dtype=object)
     return {
-        "prediction": names[probs_BK.argmax(1)],
+        "prediction": np.where(np.isnan(probs_BK).any(1), _NOTHING, names[probs_BK.argmax(1)]),
         **{f"p_{name}": probs_BK[:, k] for k, name in enumerate(target.classes)},
         "total": stats.total.cpu().numpy(),
         "aleatoric": stats.aleatoric.cpu().numpy(),

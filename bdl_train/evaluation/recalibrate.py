@@ -64,8 +64,11 @@ FILE = "recalibration.json"
 def record(run: RunDir, maps: Sequence[Recalibration]) -> Path:
     """Keep fitted maps with the posterior that they belong to; returns the file."""
     path, digest = run.posterior / FILE, sha256(run.posterior / "posterior.json")
-    held = read_json(path) if path.is_file() else {}
-    kept = held.get("maps", {}) if held.get("posterior_sha256") == digest else {}
+    try:
+        held = read_json(path) if path.is_file() else {}
+        kept = dict(held["maps"]) if held.get("posterior_sha256") == digest else {}
+    except (UsageError, AttributeError, KeyError, TypeError, ValueError):  # damaged: written anew
+        kept = {}
     maps_by_name = {**kept, **{one.method: one.to_json() for one in maps}}
     write_json(path, {"posterior_sha256": digest, "fitted_on": "val", "maps": maps_by_name})
     return path
@@ -88,7 +91,7 @@ def recorded(run: RunDir, method: str) -> Recalibration:
         if method not in held["maps"]:
             raise UsageError(unknown_choice("recalibration", method, held["maps"]))
         return KINDS[method].from_json(held["maps"][method])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__} {error}; {how}") from error
 
 

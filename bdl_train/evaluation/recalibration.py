@@ -53,6 +53,15 @@ class Recalibration:
     gives_moments: ClassVar[bool] = True
     """Whether mean and variance of `on_tile` are the recalibrated ones."""
 
+    def __post_init__(self) -> None:
+        """Stored maps are untrusted.
+
+        Raises:
+            ValueError: values that no fit gives.
+        """
+        if isinstance(self.num_rows, bool) or not isinstance(self.num_rows, int) or self.num_rows < 1:
+            raise ValueError(f"num_rows must be 1 or more, got {self.num_rows!r}")
+
     def describe(self) -> str:
         """In a few words, with its main number."""
         raise NotImplementedError
@@ -109,6 +118,10 @@ class TemperatureScaling(ClassMap):
     temperature: float
 
     method: ClassVar[str] = "temperature"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("temperature", self.temperature)
 
     @classmethod
     def fit(cls, val: RowScores) -> Self:
@@ -172,6 +185,13 @@ class IsotonicCalibration(ClassMap):
 
     method: ClassVar[str] = "isotonic"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.x) != len(self.y) or not self.x:
+            raise ValueError(f"{len(self.x)} maps have {len(self.y)} lists of values")
+        for x, y in zip(self.x, self.y, strict=True):
+            _check_map(x, y, strictly=False)
+
     @classmethod
     def fit(cls, val: RowScores) -> Self:
         """Least squares among monotone maps, class by class.
@@ -225,6 +245,10 @@ class VarianceScaling(Recalibration):
     scale: float
 
     method: ClassVar[str] = "variance"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("scale", self.scale)
 
     @classmethod
     def fit(cls, val: RowScores) -> Self:
@@ -334,6 +358,10 @@ class QuantileRecalibration(Recalibration):
     method: ClassVar[str] = "quantile"
     gives_moments: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_map(self.knots, self.values, strictly=True)
+
     @classmethod
     def fit(cls, val: RowScores, *, num_bins: int) -> Self:
         """Knots at the quantiles of the PIT values, at most `num_bins` − 1 of them between 0 and 1.
@@ -414,6 +442,24 @@ class QuantileRecalibration(Recalibration):
 # --- scores -------------------------------------------------------------------------------------------------------
 
 _NO_ROWS = "There are no validation rows to recalibrate with: set data.val_fraction above 0."
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, float | int) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def _check_map(x: Sequence[float], y: Sequence[float], *, strictly: bool) -> None:
+    """A monotone map of [0, 1]; `strictly` from (0, 0) to (1, 1)."""
+    at, values = np.asarray(x, float), np.asarray(y, float)
+    fits = at.ndim == values.ndim == 1 and len(at) == len(values) >= (2 if strictly else 1)
+    if not fits or not (np.isfinite(at).all() and np.isfinite(values).all()):
+        raise ValueError("a map needs as many finite arguments as values")
+    inside = (values >= 0).all() and (values <= 1).all()
+    rising = (np.diff(at) > 0).all() and (np.diff(values) >= 0).all()
+    ends = not strictly or ((np.diff(values) > 0).all() and [*at[[0, -1]], *values[[0, -1]]] == [0, 1, 0, 1])
+    if not (inside and rising and ends):
+        raise ValueError("a map must rise within [0, 1]")
 
 
 def _tuples(stored: Any) -> Any:

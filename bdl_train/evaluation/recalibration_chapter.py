@@ -98,6 +98,8 @@ def recalibration_section(
 
 
 def _sentence(map_: Recalibration, nll: Mapping[str, Any]) -> str:
+    if nll["verdict"] == "not available":
+        return f"{map_.describe()[0].upper()}{map_.describe()[1:]}: its NLL is not finite on these rows."
     word = {"better": "helped", "worse": "hurt"}.get(nll["verdict"], "made no clear difference")
     text = map_.describe()
     return (

@@ -1,9 +1,10 @@
 """A chapter of an evaluation: what was found in words, its numbers as tables, or the reason why there are none."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -74,6 +75,11 @@ def read_section(folder: Path, key: str) -> Section:
     """
     head: dict[str, Any] = read_json(folder / f"{key}.json")
     try:
+        texts = [head["title"], head["verdict"], *head["warnings"], *head["tables"]]
+        if head["level"] not in get_args(Level) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"level {head['level']!r}, or a word that is no text")
+        if not all(re.fullmatch(r"\w+", name) for name in head["tables"]):
+            raise ValueError(f"tables {head['tables']!r}")
         tables = {name: pd.read_parquet(folder / f"{key}.{name}.parquet") for name in head["tables"]}
         return Section(key, head["title"], head["verdict"], head["level"], tables, tuple(head["warnings"]))
     except (KeyError, TypeError, OSError, ValueError) as error:

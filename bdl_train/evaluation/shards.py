@@ -3,7 +3,9 @@
 The tasks are carried out by a `map`: one after another here, or by the processes of a cluster that the caller knows.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from bdl_train.predictive.predict import Predictor, TilePrediction
 from bdl_train.specs import TargetSpec
 
 Scores = tuple[RowScores, MemberScores]
+ROWS_FOR_THREADS = 20_000
+"""Rows from which the threads of a process share them."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,47 @@ def score_part(
         keep_nll: Whether to keep the NLL of every member and row.
         tick: Called with the number of rows that are done.
     """
+    threads = torch.get_num_threads() if predictor.device.type == "cpu" else 1
+    if threads == 1 or len(part) < ROWS_FOR_THREADS:
+        return _joined(_score_rows(predictor, part, target, keep_nll, tick or (lambda done: None)))
+    # A share of rows a thread: the many small operations of a tile gain little from threads of their own.
+    edges = [len(part) * i // threads for i in range(threads + 1)]
+    shares = [Part(part.x[i:j], part.y[i:j], part.rows[i:j]) for i, j in itertools.pairwise(edges)]
+    done = [0] * threads
+
+    def work(place: int) -> list[Scores]:
+        def tell(rows: int) -> None:
+            done[place] = rows
+            if tick is not None:
+                tick(sum(done))
+
+        return _score_rows(predictor.another(), shares[place], target, keep_nll, tell)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(work, range(threads)))
+    finally:
+        torch.set_num_threads(threads)
+    return _joined([one for share in found for one in share])
+
+
+def _joined(scores: Sequence[Scores]) -> Scores:
+    """Scores of neighbouring rows as one; once, since each joining copies all rows."""
+    return RowScores.concatenate([rows for rows, _ in scores]), MemberScores.concatenate(
+        [m for _, m in scores]
+    )
+
+
+def _score_rows(
+    predictor: Predictor, part: Part, target: TargetSpec, keep_nll: bool, tick: Callable[[int], None]
+) -> list[Scores]:
     x, y = torch.from_numpy(part.x), torch.from_numpy(part.y)
     scored = []
     for tile in predictor(x, y, per_component=True):
         scored.append(_score(tile, part.y[tile.rows], target, keep_nll))
-        if tick is not None:
-            tick(tile.rows.stop)
-    return RowScores.concatenate([rows for rows, _ in scored]), MemberScores.concatenate(
-        [m for _, m in scored]
-    )
+        tick(tile.rows.stop)
+    return scored
 
 
 def _score(tile: TilePrediction, y: np.ndarray, target: TargetSpec, keep_nll: bool) -> Scores:
@@ -169,5 +205,4 @@ def score_in_shards(
             (scores[rows.start],) = (one for one in results if not isinstance(one, TilePrediction))
         if tick is not None:
             tick(sum(len(done) for done, _ in scores.values()))
-    ordered = [scores[start] for start in sorted(scores)]
-    return RowScores.concatenate([r for r, _ in ordered]), MemberScores.concatenate([m for _, m in ordered])
+    return _joined([scores[start] for start in sorted(scores)])

@@ -122,7 +122,7 @@ def search_section(
             f"None of {len(found)} slices that looked worst on one half of the rows has a higher {loss} beyond chance "
             "on the other half."
         )
-        return Section("slice_search", TITLE, verdict, "good", tables, tuple(notes))
+        return Section("slice_search", TITLE, verdict, "note", tables, tuple(notes))
     worst = max(confirmed, key=lambda one: one.difference)
     verdict = (
         f"Worst slice: {worst.slice} (n = {worst.n}), {loss} {worst.loss_confirm:.3g} against {worst.rest:.3g} in the "

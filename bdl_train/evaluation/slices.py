@@ -251,7 +251,8 @@ def gaps_of(slices: Sequence[Slice], losses: Sequence[Loss], *, seed: int, small
 def _verdict(gaps: Sequence[Gap], losses: Sequence[Loss]) -> tuple[str, Level]:
     tested = [gap for gap in gaps if math.isfinite(gap.p)]
     if not tested:
-        return "No slice can be compared: none has two rows or more beside two other rows.", "note"
+        reasons = dict.fromkeys(gap.reason for gap in gaps if gap.reason)
+        return f"No slice can be compared: {'; '.join(list(reasons)[:3]) or 'there is none'}.", "note"
     found = [gap for gap in tested if gap.significant]
     num_slices = len({gap.slice for gap in tested})
     scope = f"{len(tested)} comparisons, 5 % by Benjamini and Hochberg"
@@ -264,7 +265,14 @@ def _verdict(gaps: Sequence[Gap], losses: Sequence[Loss]) -> tuple[str, Level]:
         worst = _largest([gap for gap in found if gap.loss == loss.key and gap.difference > 0])
         if worst is not None:
             return f"Worst slice: {_words(worst, losses)}. {differ}.", "warn"
-    widest = max(found, key=lambda gap: abs(gap.difference))
+    rates = [gap for gap in found if not next(one for one in losses if one.key == gap.loss).is_loss]
+    if not rates:
+        best = min(found, key=lambda gap: (gap.small, gap.difference))
+        return (
+            f"No slice is worse than the rest beyond chance; the best one: {_words(best, losses)}. {differ}.",
+            "note",
+        )
+    widest = max(rates, key=lambda gap: (not gap.small, abs(gap.difference)))
     return f"Largest gap: {_words(widest, losses)}. {differ}.", "warn"
 
 
@@ -280,9 +288,14 @@ def _words(gap: Gap, losses: Sequence[Loss]) -> str:
     few = ", few rows" if gap.small else ""
     unit = "" if loss.unit == "share" else f" {loss.unit}"
     return (
-        f"{gap.slice} (n = {gap.n}{few}), {loss.key} {gap.mean:.3g}{unit} against {overall:.3g} over all rows, "
-        f"adjusted {p_text(gap.p_adjusted)}"
+        f"{gap.slice} ({_support(gap, loss)}{few}), {loss.key} {gap.mean:.3g}{unit} against {overall:.3g} over all "
+        f"rows, adjusted {p_text(gap.p_adjusted)}"
     )
+
+
+def _support(gap: Gap, loss: Loss) -> str:
+    """The rows that the loss is a mean of; not all rows of the slice, if it is defined on some only."""
+    return f"n = {gap.n}" if loss.among.all() else f"n = {gap.n} rows that the rate is of"
 
 
 def p_text(p: float) -> str:

@@ -17,10 +17,13 @@ HEADLINE = frozenset({
 def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
     """Print one row a headline metric: name, value, interval over resampled rows, unit, better direction, meaning."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     arrows = {"lower": "↓", "higher": "↑", "": " "}
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(
+        title=escape(title), title_justify="left", show_edge=False, pad_edge=False, header_style="bold"
+    )
     for header, justify in (
         ("metric", "left"),
         ("value", "right"),
@@ -35,7 +38,12 @@ def show_metrics(title: str, metrics: Sequence[Metric]) -> None:
     for metric in shown:
         value = "undefined" if metric.value is None else f"{metric.value:.4g}"
         table.add_row(
-            metric.key, value, _interval(metric), arrows[metric.better], metric.unit, metric.meaning
+            escape(metric.key),
+            value,
+            _interval(metric),
+            arrows[metric.better],
+            escape(metric.unit),
+            escape(metric.meaning),
         )
     console = Console(highlight=False)
     console.print(table)

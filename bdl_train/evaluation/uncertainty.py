@@ -13,6 +13,7 @@ from bdl_train.specs import TargetSpec
 
 MOST_POINTS = 1500
 MOST_EXAMPLES = 24
+FEWEST_ROWS = 30
 
 
 def uncertainty_section(rows: RowScores, target: TargetSpec) -> Section:
@@ -56,14 +57,23 @@ def uncertainty_section(rows: RowScores, target: TargetSpec) -> Section:
     if spread <= 1e-9 * max(1.0, highest):
         verdict = "Uncertainty is the same for every row: it cannot tell good predictions from bad ones."
         return Section("uncertainty", "Uncertainty", verdict, "warn", tables)
+    if np.ptp(loss[known]) == 0:
+        verdict = (
+            f"The {name} is {loss[known][0]:.3g} for every row: there is nothing for uncertainty to find."
+        )
+        return Section("uncertainty", "Uncertainty", verdict, "note", tables)
     found = stats.spearmanr(total[known], loss[known])
     rank, p = float(found.statistic), float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     first, last = by_group["error"].iloc[0], by_group["error"].iloc[-1]
     share = _epistemic_share(rows)
     verdict = (
         f"The {name} goes from {first:.3g} in the surest tenth of the rows to {last:.3g} in the most uncertain "
-        f"(rank correlation {rank:.2f}); {100 * share:.0f} % of the uncertainty is epistemic, more data would lower it."
+        f"(rank correlation {rank:.2f}); {100 * share:.0f} % of the uncertainty is epistemic, "
+        f"{'which more data would lower' if share >= 0.1 else 'so that more data would hardly lower it'}."
     )
+    if known.sum() < FEWEST_ROWS:
+        verdict = f"Too few rows to tell whether uncertainty finds the errors: {int(known.sum())}."
+        return Section("uncertainty", "Uncertainty", verdict, "note", tables)
     useful = rank > 0 and p < 0.05
     if not useful:
         verdict += " Uncertainty does not find the errors."

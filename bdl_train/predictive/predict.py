@@ -173,6 +173,7 @@ class Predictor:
         num_draws: int | None = None,
         precision: str = "32-true",
     ) -> None:
+        self._given = (artefact, device, executor, num_draws, precision)
         self.device = torch.device(device)
         self.posterior, self.layout = artefact.posterior, artefact.layout
         self.likelihood, self.inputs, self.dtype = artefact.likelihood, artefact.inputs, artefact.dtype
@@ -209,6 +210,11 @@ class Predictor:
         self._ids = torch.tensor(sorted(self.posterior.ids))
         self._kept: list[Chunk] = []
         self._all: _Components | None = None
+
+    def another(self) -> "Predictor":
+        """One of the same kind, for another thread."""
+        artefact, device, executor, num_draws, precision = self._given
+        return Predictor(artefact, device=device, executor=executor, num_draws=num_draws, precision=precision)
 
     def __call__(
         self, x: Tensor, y: Tensor | None = None, *, per_component: bool = False

@@ -8,6 +8,7 @@ Examples:
     bdl evaluate -m run=runs/energy/20260101-120000-a1b2c3 part=train,val,test
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,13 +22,13 @@ from pydantic import Field
 from bdl_train.build import allowed_packages, build, settings_of
 from bdl_train.config import Options
 from bdl_train.data import Data, Part
-from bdl_train.data._foreign import Foreign, read_foreign
+from bdl_train.data._foreign import Foreign, read_foreign, seen_before
 from bdl_train.distributed import Cluster, Launcher
 from bdl_train.errors import Exit, UsageError
 from bdl_train.evaluation.asked import Asked
 from bdl_train.evaluation.case import Case
 from bdl_train.evaluation.chapters import asked_chapters, standard_chapters
-from bdl_train.evaluation.evaluate import assemble, write_evaluation
+from bdl_train.evaluation.evaluate import SECTIONS, assemble, write_evaluation
 from bdl_train.evaluation.members import MOST_NLL
 from bdl_train.evaluation.recalibrate import record
 from bdl_train.evaluation.recalibration import Recalibration
@@ -45,6 +46,8 @@ from bdl_train.verbs._runs import (
     read_manifest,
     source_of,
 )
+
+log = logging.getLogger(__name__)
 
 MULTIRUN = True
 ROWS_A_SHARD = 10_000
@@ -89,6 +92,11 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
         raise UsageError(
             "name=test is the run's own evaluation of its test part: give this one another name."
         )
+    if path is not None and (settings.part != "test" or settings.name in ("train", "val")):
+        raise UsageError(
+            f"data.path scores the rows of a file, so that part={settings.part} would mean nothing: leave `part` out, "
+            "and give the evaluation a name of its own, name=..."
+        )
     run_dir = RunDir.open(settings.run)
     manifest, artefact, stored = read_manifest(run_dir), open_artefact(run_dir), read_config(run_dir)
     if settings.data["root"] is not None:
@@ -99,6 +107,7 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
     read = partial(
         read_foreign, root=root, inputs=artefact.inputs, target=artefact.target, transform=artefact.transform
     )
+    remarks: dict[str, str] = {}
     if path is None:
         assert data is not None
         part, name = getattr(data, settings.part), f"{data.name}: {settings.part}"
@@ -106,6 +115,7 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
     else:
         foreign = read(path, key="data.path", needs_target=True)
         part, name, table = foreign.part, foreign.name, foreign.table
+        remarks = _remarks(foreign, data)
     if len(part) == 0:
         raise UsageError(
             "This part of the data has no rows to score: choose another `part`, or data.val_fraction above 0."
@@ -127,17 +137,14 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
         stops_early=stored["inference"].get("patience") is not None,
         train_rows=_train_rows(run_dir, artefact, data),
         own=path is None,
-        notes={
-            key: value
-            for key, value in manifest["data"].items()
-            if key not in ("name", "fingerprint", "augment")
-        },
+        notes=_notes(manifest) if path is None else remarks,
         missing=missing,
     )
 
     def read_file(file: str, key: str) -> Foreign:
         return read(file, key=key, needs_target=False)
 
+    before = {path.stem for path in (run_dir.evaluation(settings.name) / SECTIONS).glob("*.json")}
     maps: list[Recalibration] = []
     told: list[Section] = []
 
@@ -155,9 +162,19 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
 
     split = settings.part if path is None else "test"
     write_evaluation(run_dir, settings.name, evaluation, split, chapters(), words)
-    if maps:
+    if maps and settings.num_draws is not None:
+        print(
+            "  the maps are not recorded: they were fitted with another num_draws than bdl predict uses by itself"
+        )
+    elif maps:
         print(f"  recorded in {record(run_dir, maps)}: {', '.join(one.describe() for one in maps)}")
     _show(told)
+    gone = sorted(before - {one.key for one in told})
+    if gone:
+        print(
+            f"\nthe evaluation '{settings.name}' that was here before had more chapters: {', '.join(gone)}. They are "
+            "gone; with another name=... both are kept."
+        )
     print(f"\nwritten: {run_dir.evaluation(settings.name)}")
     more = "" if settings.name == "test" else f" name={settings.name}"
     print(f"look at it with: bdl report run={run_dir.path}{more}")
@@ -182,6 +199,27 @@ def _own_data(
         return None, None, str(error)
     source, root = source_of(stored)
     return data, source.table(root), ""
+
+
+def _notes(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in manifest["data"].items() if key not in ("name", "fingerprint", "augment")
+    }
+
+
+def _remarks(foreign: Foreign, data: Data | None) -> dict[str, str]:
+    """What makes scores of a file mislead: rows that were trained on, categories that training never saw."""
+    count = len(foreign.part)
+    found = {
+        f"column {name}": f"{rows} of {count} rows have a category that training never saw"
+        for name, rows in foreign.unseen.items()
+    }
+    known = 0 if data is None else seen_before(foreign.part, data.train)
+    if known:
+        found["training rows"] = f"{known} of {count} rows have the inputs of a row that was trained on"
+    for name, words in found.items():
+        log.warning("%s: %s", name, words)
+    return found
 
 
 def _scorer(

@@ -5,6 +5,7 @@ Examples:
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -64,11 +65,12 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     names = artefact.transform.names
     columns = names + [name for name in settings.keep if name not in names]
     chunks = read_table_in_chunks(settings.input, columns, settings.chunk_rows)
+    unseen: Counter[str] = Counter()
     unfinished = output.with_name(f".{output.name}.part")
     try:
         count = write(
             unfinished,
-            _predict(artefact, predictor, chunks, settings.keep, settings.intervals, recalibration),
+            _predict(artefact, predictor, chunks, settings.keep, settings.intervals, recalibration, unseen),
         )
         if count == 0:
             raise UsageError(f"input={settings.input} has no rows.")
@@ -76,6 +78,12 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     finally:
         unfinished.unlink(missing_ok=True)
     print(f"{count} rows written to {output}")
+    for name, rows in unseen.items():
+        print(f"column {name}: {rows} of {count} rows have a category that training never saw")
+    if recalibration is not None:
+        print(
+            f"recalibrated by {recalibration.describe()}; columns that the map leaves without a meaning are empty"
+        )
     return Exit.DONE
 
 
@@ -86,12 +94,15 @@ def _predict(
     keep: list[str],
     intervals: list[float],
     recalibration: Recalibration | None,
+    unseen: Counter[str],
 ) -> Iterator[pd.DataFrame]:
     assert artefact.transform is not None
     for chunk in chunks:
         if len(chunk) == 0:
             continue
         x = torch.from_numpy(artefact.transform.apply(chunk))
+        for name, rows in artefact.transform.unseen(chunk).items():
+            unseen[name] += rows
         tiles = [prediction_columns(tile, artefact.target, intervals, recalibration) for tile in predictor(x)]
         joined = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         twice = [name for name in keep if name in joined]

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bdl_train.data._foreign import read_foreign
+from bdl_train.data import Part
+from bdl_train.data._foreign import read_foreign, seen_before
 from bdl_train.data._table import TableTransform
 from bdl_train.errors import UsageError
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
@@ -59,6 +60,13 @@ def test_what_does_not_fit_is_one_message(tmp_path, columns, target, words: str)
     with pytest.raises(UsageError) as caught:
         read(write(tmp_path, **{"sex": ["m"] * len(next(iter(columns.values()))), **columns}), target)
     assert words in str(caught.value)
+
+
+def test_unseen_categories_and_rows_of_the_training_are_counted(tmp_path):
+    found = read(write(tmp_path, age=[20, 40, 30], sex=["f", "m", "x"], income=["low", "low", "high"]))
+    assert found.unseen == {"sex": 1}
+    train = Part(TRANSFORM.apply(TRAIN), np.zeros(3, int), np.arange(3))
+    assert seen_before(found.part, train) == 2
 
 
 def test_an_outside_set_needs_no_targets(tmp_path):

@@ -152,3 +152,17 @@ def test_aurc_of_many_ties_is_that_of_their_rows():
 
 def test_a_large_part_gets_fewer_resamples():
     assert [resamples_for(n) for n in (1, 100_000, 200_000, 10_000_000)] == [1000, 1000, 500, 200]
+
+
+def test_intervals_stay_within_what_a_share_can_be():
+    random = np.random.default_rng(0)
+    probs = np.stack([1 - (p := random.random(600) ** 6), p], axis=1)
+    y = (random.random(600) < p).astype(int)
+    rows = classes(600, 2)
+    two = RowScores(
+        {**rows.columns, "y": y, "confidence": probs.max(1), "correct": (probs.argmax(1) == y).astype(float)},
+        probs,
+    )
+    for metric in metrics_with_intervals(two, ""):
+        if metric.unit == "share" and metric.low is not None and metric.high is not None:
+            assert 0 <= metric.low <= metric.high <= 1, metric

@@ -188,3 +188,15 @@ def test_the_data_chapter_counts_parts_and_names_absent_classes():
         {"test": Part(np.zeros((2, 1)), np.array([0.0, 1.0]), np.arange(2))}, PRICE, None, {}
     )
     assert numeric.tables["target"].set_index("statistic").loc["mean", "test"] == 11.0
+
+
+def test_few_rows_tell_nothing_and_rows_without_errors_have_nothing_to_find():
+    few, numeric = classes(count=12), numbers(count=12)
+    for section in (calibration(few), calibration(numeric), uncertainty_section(few, CLASSES)):
+        assert section.level == "note"
+        assert "Too few rows to tell" in section.verdict
+    right = classes(count=200)
+    right.columns["correct"][:] = 1.0
+    section = uncertainty_section(right, CLASSES)
+    assert section.level == "note"
+    assert "nothing for uncertainty to find" in section.verdict

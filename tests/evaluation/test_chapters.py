@@ -166,10 +166,10 @@ def test_files_that_cannot_be_read_leave_the_others():
 
     def read(path: str, key: str) -> Foreign:
         if path == "broken":
-            raise UsageError(f"{key}=broken is no file")
+            raise UsageError(f"{key}=broken: there is no such file")
         return Foreign(path, part_of(case.artefact, 40, 0, 9), None, False)
 
     asked = replace(ASKED, ood=["broken", "fine"])
     found = {one.key: one for one, _ in asked_chapters(case, asked, read, lambda line: None)}
     assert set(found["ood"].tables["detection"]["out_set"]) == {"fine"}
-    assert "ood=broken is no file" in found["ood"].warnings
+    assert "ood=broken: there is no such file" in found["ood"].warnings

@@ -1,5 +1,7 @@
 """Sections of an evaluation: written, read back, or empty with a reason."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -35,5 +37,24 @@ def test_what_an_input_does_not_allow_is_a_reason_and_other_errors_are_not_hidde
 def test_a_damaged_section_is_one_message(tmp_path):
     write_section(tmp_path, Section("ood", "OOD", "-", tables={"scores": pd.DataFrame({"a": [1]})}))
     (tmp_path / "ood.scores.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UsageError, match="damaged"):
+        read_section(tmp_path, "ood")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"level": "fine"},
+        {"level": ["good"]},
+        {"verdict": 3},
+        {"warnings": [1]},
+        {"tables": ["../x"]},
+        {"tables": 5},
+    ],
+)
+def test_a_head_that_nobody_wrote_is_refused(tmp_path, changed):
+    write_section(tmp_path, Section("ood", "OOD", "-"))
+    head = json.loads((tmp_path / "ood.json").read_text())
+    (tmp_path / "ood.json").write_text(json.dumps(head | changed))
     with pytest.raises(UsageError, match="damaged"):
         read_section(tmp_path, "ood")

@@ -11,6 +11,7 @@ from small_posteriors import small_artefact, write_artefact
 
 from bdl_train.data import Part
 from bdl_train.errors import UsageError
+from bdl_train.evaluation import shards
 from bdl_train.evaluation.shards import (
     Posterior,
     Shard,
@@ -44,10 +45,10 @@ def test_shards_of_rows_and_members_are_the_whole(
         np.arange(47),
     )
     rows, members = score_part(Predictor(artefact), part, artefact.target)
-    shards = plan_shards(47, artefact.posterior.ids, 4, member_shards)
-    assert len(shards) == 4 * member_shards
+    tasks = plan_shards(47, artefact.posterior.ids, 4, member_shards)
+    assert len(tasks) == 4 * member_shards
     where = Posterior(tmp_path, "cpu", None)
-    found, found_members = score_in_shards(part, artefact, where, shards, backwards)
+    found, found_members = score_in_shards(part, artefact, where, tasks, backwards)
     for name, values in rows.columns.items():
         # float32 matrix products of other shapes round in another way
         np.testing.assert_allclose(found.columns[name], values, rtol=2e-5, atol=2e-6, err_msg=name)
@@ -61,9 +62,34 @@ def test_shards_of_rows_and_members_are_the_whole(
 
 
 def test_shards_share_rows_and_members_evenly_and_never_leave_one_empty():
-    shards = plan_shards(10, [4, 2, 9], 3, 2)
-    assert [shard.rows for shard in shards[::2]] == [slice(0, 3), slice(3, 6), slice(6, 10)]
-    assert [shard.members for shard in shards[:2]] == [(2,), (4, 9)]
+    tasks = plan_shards(10, [4, 2, 9], 3, 2)
+    assert [shard.rows for shard in tasks[::2]] == [slice(0, 3), slice(3, 6), slice(6, 10)]
+    assert [shard.members for shard in tasks[:2]] == [(2,), (4, 9)]
     assert len(plan_shards(2, [0], 8, 1)) == 2
     with pytest.raises(UsageError, match="member_shards=4, but the posterior has 3 members"):
         plan_shards(10, [4, 2, 9], 3, 4)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_threads_that_share_the_rows_change_nothing(likelihood: str, monkeypatch: pytest.MonkeyPatch):
+    artefact = small_artefact(likelihood, "atoms", num_members=4)
+    random = np.random.default_rng(2)
+    y = (
+        random.integers(0, 3, 101)
+        if likelihood == "categorical"
+        else random.normal(size=101).astype(np.float32)
+    )
+    part = Part(random.normal(size=(101, 3)).astype(np.float32), y, np.arange(101))
+    torch.set_num_threads(1)
+    alone, _ = score_part(Predictor(artefact), part, artefact.target)
+    monkeypatch.setattr(shards, "ROWS_FOR_THREADS", 50)
+    told: list[int] = []
+    torch.set_num_threads(3)
+    try:
+        shared, members = score_part(Predictor(artefact), part, artefact.target, tick=told.append)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    for name, values in alone.columns.items():
+        np.testing.assert_allclose(shared.columns[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert members.num_rows == max(told) == 101

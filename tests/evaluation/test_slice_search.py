@@ -192,7 +192,7 @@ def test_noise_and_tables_without_candidates_are_said_in_words():
     table = table_of(400, 11, num_columns=2)
     rows = rows_of(np.random.default_rng(12).exponential(0.4, 400))
     section = search_section(table, rows, loss="nll", seed=0, top=2)
-    assert section.level == "good"
+    assert section.level == "note"
     assert section.verdict.startswith("None of 2 slices that looked worst")
     section = search_section(pd.DataFrame({"id": [f"row {i}" for i in range(400)]}), rows, loss="nll", seed=0)
     assert len(section.tables["found"]) == 0

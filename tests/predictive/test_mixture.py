@@ -252,3 +252,21 @@ def test_counts_of_a_row_do_not_depend_on_the_rows_beside_it():
         assert torch.equal(together.quantile(levels)[:, i], alone.quantile(levels)[:, 0])
     # E|Y − y| − E|Y − Y'| / 2 at the smallest rate, by hand: Y is 0 or 1 to 5e-5.
     assert float(together.crps(y)[0]) == pytest.approx(0.01**2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rates", "weights", "y"),
+    [
+        ([6000.0, 0.3], [0.001, 0.999], 0),
+        ([20_000.0, 0.5], [5e-4, 1 - 5e-4], 1),
+        ([6000.0, 2.0, 900.0], [0.01, 0.9, 0.09], 2),
+    ],
+)  # fmt: skip
+def test_crps_of_small_rates_beside_a_huge_one_is_the_sum_over_counts(
+    rates: list[float], weights: list[float], y: int
+):
+    counts = np.arange(40_000)
+    cdf = np.array(weights) @ scipy.stats.poisson.cdf(counts, np.array(rates)[:, None])
+    expected = np.square(cdf - (counts >= y)).sum()
+    mixture = Mixture(Poisson(tensor(rates)[:, None]), tensor(np.log(weights)))
+    assert float(mixture.crps(tensor([float(y)]))[0]) == pytest.approx(expected, rel=1e-6)

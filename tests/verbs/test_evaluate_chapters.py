@@ -218,6 +218,48 @@ def test_another_file_is_scored_by_its_columns_whatever_their_order(bdl_module, 
     assert "Traceback" not in said.err
 
 
+def test_a_file_of_training_rows_with_strange_categories_is_remarked(bdl_module, run, tmp_path):
+    people = pd.read_csv(run.path.parents[2] / "people.csv")
+    people.loc[:99, "sex"] = "unknown"
+    people.to_csv(tmp_path / "again.csv", index=False)
+    said = bdl_module("evaluate", f"run={run.path}", f"data.path={tmp_path / 'again.csv'}", "name=again")
+    assert said.status == 0, said.err
+    warnings = read_section(run.evaluation("again") / "sections", "data").warnings
+    assert "column sex: 100 of 1500 rows have a category that training never saw" in warnings
+    assert any(one.startswith("training rows: ") for one in warnings)
+    said = bdl_module(
+        "predict", f"run={run.path}", f"input={tmp_path / 'again.csv'}", f"output={tmp_path / 'out.csv'}"
+    )
+    assert "column sex: 100 of 1500 rows have a category that training never saw" in said.out
+    said = bdl_module(
+        "evaluate", f"run={run.path}", f"data.path={tmp_path / 'again.csv'}", "part=val", "name=again"
+    )
+    assert said.status == 2
+    assert "part=val would mean nothing" in said.err
+
+
+def test_the_validation_part_is_not_judged_on_itself_and_old_chapters_are_missed(bdl_module, run):
+    words = ("evaluate", f"run={run.path}", "part=val", "name=own")
+    said = bdl_module(*words, "recalibrate=true", "conformal=[0.9]", "defer.target=0.2", "slices=[sex]")
+    assert said.status == 0, said.err
+    for key in ("recalibration", "conformal", "deferral"):
+        section = read_section(run.evaluation("own") / "sections", key)
+        assert (section.level, "part=test" in section.verdict) == ("empty", True), key
+    assert bdl_module("report", f"run={run.path}", "name=own").status == 0
+    said = bdl_module(*words)
+    assert "had more chapters: conformal, recalibration, slices" in said.out
+    assert not (run.evaluation("own") / "report.html").exists()
+
+
+def test_maps_of_fewer_draws_are_not_recorded(bdl_module, run):
+    path = run.posterior / "recalibration.json"
+    before = path.read_bytes() if path.exists() else None
+    said = bdl_module("evaluate", f"run={run.path}", "name=one", "num_draws=1", "recalibrate=true")
+    assert said.status == 0, said.err
+    assert "not recorded" in said.out
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
 def test_rows_of_one_class_still_have_all_that_does_not_need_two(bdl_module, run, tmp_path):
     new = table_of(300, seed=6)
     new[new["paid"] == "yes"].to_csv(tmp_path / "yes.csv", index=False)

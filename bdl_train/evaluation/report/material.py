@@ -19,7 +19,7 @@ from bdl_train.evaluation.report.history import History, read_history
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section, read_section
 from bdl_train.evaluation.uncertainty import bands_section, uncertainty_section
-from bdl_train.runs import RunDir, glance_at_config, read_json
+from bdl_train.runs import RunDir, glance_at_config, read_json, sha256
 from bdl_train.specs import TargetKind, TargetSpec
 
 ORDER = (
@@ -98,13 +98,21 @@ def read_material(run: RunDir, name: str) -> Material:
     if not config:
         problems.append(f"{run.config.name} cannot be read.")
     hashes = _json(folder / "hashes.json", problems)
+    changed = [name for name, digest in hashes.items() if not _has_hash(folder / name, digest)]
+    if changed:
+        problems.append(f"Changed since they were written: {', '.join(changed[:8])}. Run bdl evaluate again.")
     asked = _json(folder / "asked.json", problems) if (folder / "asked.json").is_file() else {}
-    words = [str(word) for word in asked.get("words", ())]
+    kept = asked.get("words", ())
+    words = [str(word) for word in kept] if isinstance(kept, list) else []
     status = str(manifest["status"]) if "status" in manifest else "without a manifest"
     return Material(
         run, name, config, manifest, status, part, metrics, num_rows, sections, read_history(run), posterior, hashes,
         problems, words, only_scores,
     )  # fmt: skip
+
+
+def _has_hash(path: Path, digest: Any) -> bool:
+    return path.is_file() and sha256(path) == digest
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:

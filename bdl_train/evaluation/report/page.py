@@ -111,7 +111,7 @@ def _body(section: Section) -> Html | None:
         return join(_plain(section, open_=True))
     try:
         return drawn(list(draw(section)), section.key)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         words = (
             f"The figures of this chapter cannot be drawn from its tables ({type(error).__name__} {error})."
         )

@@ -17,6 +17,10 @@ HEADLINES = ("nll", "accuracy", "ece", "rmse", "coverage_95")
 MOST_SLICES = 24
 
 
+SHOWN = ("slice", "loss", "difference", "low", "high", "p_adjusted", "n")
+"""Columns of the gaps that stand on the page; the others are in the fold."""
+
+
 def draw(section: Section) -> Iterator[Block]:
     """A forest plot a headline metric, then gaps and the worst slices."""
     metrics = section.tables["metrics"]
@@ -28,7 +32,7 @@ def draw(section: Section) -> Iterator[Block]:
         yield tag("h4", "Gaps to the rest of the rows")
         sure = where(gaps, gaps["significant"]) if "significant" in gaps else gaps
         if len(sure):
-            yield table_of(sure, 30)
+            yield table_of(sure.loc[:, [name for name in SHOWN if name in sure]], 30)
         else:
             yield tag(
                 "p", "None is beyond chance after adjusting for the number of comparisons.", class_="dim"
