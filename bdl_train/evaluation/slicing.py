@@ -134,6 +134,11 @@ class Column:
     def level_pieces(self) -> tuple[list[Piece], list[str]]:
         """One a level that is not missing, rare ones pooled, by number or else by alphabet; and notes."""
         counts = Counter(self.codes[~self.missing].tolist())
+        if len(counts) > MOST_LEVELS and 2 * len(counts) > int((~self.missing).sum()):
+            raise UsageError(
+                f"the column '{self.name}' has {len(counts)} different texts in {len(self.codes)} rows, like an "
+                "identifier: no slice of it would hold rows enough. Leave it out of `slices`."
+            )
         kept = [code for code, _ in counts.most_common(MOST_LEVELS)]
         kept.sort(key=self._place)
         pieces = [(f"{self.name}={self._word(self.levels[code])}", self.codes == code) for code in kept]

@@ -254,3 +254,10 @@ def test_a_short_number_stays_between_its_limits():
         assert low <= float(short_number(near, low, high)) <= high
     assert short_number(0.31237, 0.3, 0.4) == "0.3"
     assert short_number(37, 37, 37.5) == "37"
+
+
+def test_a_column_with_another_text_in_most_rows_is_refused_and_hinders_nothing():
+    table = pd.DataFrame({"note": [f"text {i}" for i in range(80)], "sex": ["f", "m"] * 40})
+    slices, warnings = parse_slices(["note", "sex"], table)
+    assert [one.name for one in slices] == ["sex=f", "sex=m"]
+    assert any("'note' has 80 different texts in 80 rows" in one for one in warnings)

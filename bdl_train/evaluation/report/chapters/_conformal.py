@@ -8,19 +8,29 @@ import pandas as pd
 
 from bdl_train.evaluation.conformal import EXPECTED
 from bdl_train.evaluation.report.chapters import Block
-from bdl_train.evaluation.report.columns import numbers, only, records, where
+from bdl_train.evaluation.report.columns import numbers, only, records, texts, where
 from bdl_train.evaluation.report.figure import Figure
-from bdl_train.evaluation.report.html import folded, number, table_of
+from bdl_train.evaluation.report.html import folded, number, table_of, tag
 from bdl_train.evaluation.report.panel import rows_panel
 from bdl_train.evaluation.report.scale import Scale
 from bdl_train.evaluation.section import Section
 
 MOST_GROUPS = 24
+WORDS = {
+    "lac": "lac: every class whose probability is above a threshold, the smallest sets on average.",
+    "aps": "aps: the likeliest classes until their probabilities add up to a threshold, never none.",
+    "aps_randomised": "aps_randomised: the same with the last class left out by chance, so that the coverage is exact.",
+    "normalised": "normalised: the mean ± a multiple of the predictive standard deviation.",
+    "cqr": "cqr: the predictive's own interval, moved outwards or inwards by the same amount everywhere.",
+}
+"""What the methods do, for who does not know their names."""
 
 
 def draw(section: Section) -> Iterator[Block]:
     """All rows, then groups, then the sizes."""
     coverage = section.tables["coverage"]
+    told = [WORDS[name] for name in dict.fromkeys(texts(coverage, "method")) if name in WORDS]
+    yield tag("p", " ".join(told), class_="dim")
     is_whole, own = coverage["group"] == "all", coverage["threshold_from"] == "own group"
     whole, groups = where(coverage, is_whole), where(coverage, ~is_whole & own)
     if len(whole):
