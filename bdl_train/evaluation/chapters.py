@@ -323,11 +323,11 @@ def _privacy(case: Case, asked: Asked, slices: Sequence[Slice]) -> Section:
         is_density=artefact.target.num_classes == 0,
         seed=asked.seed,
         slices=masks,
-        inversion=_inversion(case, seen, other, asked.seed) if artefact.target.num_classes else None,
+        inversion=_inversion(case, seen, other, asked.seed, masks) if artefact.target.num_classes else None,
     )
 
 
-def _inversion(case: Case, seen: Part, other: Part, seed: int) -> Inversion | None:
+def _inversion(case: Case, seen: Part, other: Part, seed: int, slices: Sequence[Slice]) -> Inversion | None:
     artefact = case.artefact
     classes = min(artefact.target.num_classes, 10)
     generator = torch.Generator().manual_seed(seed)
@@ -352,6 +352,7 @@ def _inversion(case: Case, seen: Part, other: Part, seed: int) -> Inversion | No
             other_y=torch.from_numpy(other.y).to(device),
             seed=seed,
             names=artefact.target.classes[:classes],
+            slices=[(one.name, one.mask[: len(seen)], one.mask[len(seen) :]) for one in slices],
         )
     except UsageError as error:
         log.warning("privacy: no inversion probe: %s", error)

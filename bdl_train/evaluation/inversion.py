@@ -29,9 +29,10 @@ class Inversion:
     """What the probe found.
 
     Attributes:
-        table: One row a class and one for `all`. target; n, training rows and as many held-out rows compared with;
-            starts, reconstructions; log_prob, mean log p(class) that they reached; nearest_train, nearest_other, mean
-            distances; ratio of the two (geometric mean; below 1 = nearer to training rows), low, high; p_value.
+        table: One row a class and one for `all`, and one for `all` within each slice. slice, its name or "all"; target;
+            n, training rows and as many held-out rows compared with; starts, reconstructions; log_prob, mean log
+            p(class) that they reached; nearest_train, nearest_other, mean distances; ratio of the two (geometric mean;
+            below 1 = nearer to training rows), low, high; p_value.
         reconstructions: Values of some: target, start, position in the flattened input, value.
         warnings: What was left out.
     """
@@ -56,6 +57,7 @@ def inversion_probe(
     other_y: Tensor,
     seed: int,
     names: Sequence[str] = (),
+    slices: Sequence[tuple[str, np.ndarray, np.ndarray]] = (),
 ) -> Inversion:
     """Reconstruct inputs of each class, and measure how near they are to training rows and to held-out rows of it.
 
@@ -72,6 +74,8 @@ def inversion_probe(
         other_x, other_y: The same of rows that were not trained on, drawn as the training rows were.
         seed: Of subsets and exchanges.
         names: Of the classes; their numbers if empty.
+        slices: Subgroups: a name, and which training and which held-out rows are in it, truth values `[N]` each. The
+            same reconstructions are compared with these rows alone.
 
     Raises:
         UsageError: shapes that do not fit, no class with enough rows of both kinds, or an ascent that diverged.
@@ -87,35 +91,68 @@ def inversion_probe(
         )
     found, reached = reconstruct(log_prob, start, targets, steps=steps, lr=lr, l2=l2, tv=tv)
     random = np.random.default_rng(seed)
-    rows, warnings = [], []
-    shift, null = 0.0, np.zeros(SPLITS)
-    for target in targets.unique().tolist():
-        name = str(names[target]) if names else str(target)
-        own = targets == target
-        train, other = train_x[train_y == target], other_x[other_y == target]
-        n = min(len(train), len(other), MOST_ROWS)
-        if n < LEAST_ROWS:
-            warnings.append(
-                f"class {name}: {len(train)} training and {len(other)} held-out rows, it takes {LEAST_ROWS} of each"
-            )
-            continue
-        some = [part[torch.from_numpy(random.choice(len(part), n, replace=False))] for part in (train, other)]
-        distance = _distances(found[own], torch.cat(some))
-        near_train, near_other = distance[:, :n].min(1), distance[:, n:].min(1)
-        log_ratio = np.log(near_train / near_other)
-        by_chance = _exchanged(distance, n, random)
-        shift, null = shift + log_ratio.sum(), null + by_chance
-        summary = _summary(log_ratio.mean(), by_chance / len(log_ratio))
-        rows.append(_row(name, n, reached[own], near_train, near_other) | summary)
+    probe = _Probe(found, reached, targets, names)
+    rows, warnings = probe.compared(train_x, train_y, other_x, other_y, random)
     if not rows:
         raise UsageError(f"No class can be probed: {'; '.join(warnings)}.")
-    starts = [row["starts"] for row in rows]
-    count = sum(starts)
-    total: dict[str, Any] = {"target": ALL, "n": sum(row["n"] for row in rows), "starts": count}
-    for column in ("log_prob", "nearest_train", "nearest_other"):
-        total[column] = float(np.average([row[column] for row in rows], weights=starts))
-    table = pd.DataFrame([*rows, total | _summary(shift / count, null / count)])
-    return Inversion(table, _values(found, targets, names), tuple(warnings))
+    table = [{"slice": ALL} | row for row in rows]
+    for name, seen, held in slices:
+        of_train, of_other = (torch.from_numpy(mask).to(train_x.device) for mask in (seen, held))
+        own, _ = probe.compared(
+            train_x[of_train], train_y[of_train], other_x[of_other], other_y[of_other], random
+        )
+        if own:
+            table.append({"slice": name} | own[-1])
+        else:
+            warnings.append(
+                f"slice {name}: no class has {LEAST_ROWS} training and {LEAST_ROWS} held-out rows"
+            )
+    return Inversion(pd.DataFrame(table), _values(found, targets, names), tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Reconstructions `[B, ...]`, the log p(target) they reached, and their targets `[B]`."""
+
+    found: Tensor
+    reached: Tensor
+    targets: Tensor
+    names: Sequence[str]
+
+    def compared(
+        self, train_x: Tensor, train_y: Tensor, other_x: Tensor, other_y: Tensor, random: np.random.Generator
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """A row a class that has rows enough of both kinds, and last one for all of them; and what was left out."""
+        rows, warnings = [], []
+        shift, null = 0.0, np.zeros(SPLITS)
+        for target in self.targets.unique().tolist():
+            name = str(self.names[target]) if self.names else str(target)
+            own = self.targets == target
+            train, other = train_x[train_y == target], other_x[other_y == target]
+            n = min(len(train), len(other), MOST_ROWS)
+            if n < LEAST_ROWS:
+                warnings.append(
+                    f"class {name}: {len(train)} training and {len(other)} held-out rows, it takes {LEAST_ROWS} of each"
+                )
+                continue
+            some = [
+                part[torch.from_numpy(random.choice(len(part), n, replace=False))] for part in (train, other)
+            ]
+            distance = _distances(self.found[own], torch.cat(some))
+            near_train, near_other = distance[:, :n].min(1), distance[:, n:].min(1)
+            log_ratio = np.log(near_train / near_other)
+            by_chance = _exchanged(distance, n, random)
+            shift, null = shift + log_ratio.sum(), null + by_chance
+            summary = _summary(log_ratio.mean(), by_chance / len(log_ratio))
+            rows.append(_row(name, n, self.reached[own], near_train, near_other) | summary)
+        if not rows:
+            return [], warnings
+        starts = [row["starts"] for row in rows]
+        count = sum(starts)
+        total: dict[str, Any] = {"target": ALL, "n": sum(row["n"] for row in rows), "starts": count}
+        for column in ("log_prob", "nearest_train", "nearest_other"):
+            total[column] = float(np.average([row[column] for row in rows], weights=starts))
+        return [*rows, total | _summary(shift / count, null / count)], warnings
 
 
 def reconstruct(

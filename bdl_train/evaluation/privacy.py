@@ -199,7 +199,8 @@ def _slice_words(on_slices: Sequence[tuple[str, Attack]]) -> str:
 
 
 def _inversion_words(inversion: Inversion) -> tuple[str, bool]:
-    total = inversion.table.set_index("target").loc[ALL]
+    table = inversion.table
+    total = table[table["slice"] == ALL].set_index("target").loc[ALL]
     is_near = bool(total["high"] < 1)
     end = "nearer than chance explains" if is_near else "no nearer than chance allows"
     return (

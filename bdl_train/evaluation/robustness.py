@@ -197,6 +197,8 @@ def _image_shifts(bench: _Bench) -> Iterator[_Shift]:
     for i, name in enumerate(CORRUPTIONS):
         if severities and (asked is None or name in asked):
             yield _Shift(name, severities, partial(scored, name), bench.stream(1, i))
+    if bench.sweep.label_shares:
+        yield _wrong_labels(bench)
 
 
 def _table_shifts(bench: _Bench) -> Iterator[_Shift]:
@@ -215,18 +217,22 @@ def _table_shifts(bench: _Bench) -> Iterator[_Shift]:
         rows = covariate_shift(part.x, strength, random)
         return bench.clean.take(rows), rows
 
-    def labels(share: float, random: Generator) -> Scored:
-        y = label_noise(part.y, share, bench.target.num_classes or None, random)
-        return bench.score(replace(part, y=y)), None
-
     possible = tuple(count for count in sweep.num_missing if count <= num_features)
     found = (
         _Shift("feature_noise", sweep.noise, noise, bench.stream(2, 0)),
         _Shift("missing_features", possible, missing, bench.stream(2, 1)),
         _Shift("covariate_shift", sweep.tilts, tilted, bench.stream(2, 2)),
-        _Shift("label_noise", sweep.label_shares, labels, bench.stream(2, 3), seen_in_inputs=False),
+        _wrong_labels(bench),
     )
     yield from (shift for shift in found if shift.severities)
+
+
+def _wrong_labels(bench: _Bench) -> _Shift:
+    def labels(share: float, random: Generator) -> Scored:
+        y = label_noise(bench.part.y, share, bench.target.num_classes or None, random)
+        return bench.score(replace(bench.part, y=y)), None
+
+    return _Shift("label_noise", bench.sweep.label_shares, labels, bench.stream(2, 3), seen_in_inputs=False)
 
 
 # --- what they do -------------------------------------------------------------------------------------------------

@@ -85,6 +85,20 @@ def test_a_model_that_remembers_its_rows_is_caught():
     assert table.loc["all", "p_value"] <= 0.01
     assert table.loc["all", "starts"] == 12
     assert list(table["n"]) == [30, 30, 60]
+    assert set(table["slice"]) == {"all"}
+    first, nothing = np.arange(80) < 40, np.zeros(80, bool)
+    sliced = probe(
+        log_prob, start, targets, steps=200, names=("no", "yes"),
+        slices=[("first", first, first[:60]), ("nobody", nothing, nothing[:60])],
+    )  # fmt: skip
+    own = sliced.table.set_index("slice").loc["first"]
+    assert (own["target"], own["n"]) == ("all", 40)
+    alone = probe(
+        log_prob, start, targets, steps=200, train_x=train_x[:40], train_y=train_y[:40],
+        other_x=rows(60, 1)[0][:40], other_y=rows(60, 1)[1][:40],
+    )  # fmt: skip
+    assert own["nearest_train"] == pytest.approx(alone.table.set_index("target").loc["all", "nearest_train"])
+    assert sliced.warnings == ("slice nobody: no class has 5 training and 5 held-out rows",)
     x, _ = reconstruct(log_prob, start, targets, steps=200, lr=0.05, l2=0.0, tv=0.0)
     other_x, other_y = rows(60, 1)
     own = targets == 1

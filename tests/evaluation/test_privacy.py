@@ -107,7 +107,7 @@ def test_slices_are_attacked_by_themselves_and_small_ones_are_named():
 
 def test_an_inversion_that_ends_near_training_rows_warns():
     for high, warns in ((0.9, True), (1.1, False)):
-        table = pd.DataFrame([{"target": "all", "ratio": 0.8, "low": 0.7, "high": high}])
+        table = pd.DataFrame([{"slice": "all", "target": "all", "ratio": 0.8, "low": 0.7, "high": high}])
         kept = pd.DataFrame({"target": ["a"], "start": [0], "position": [0], "value": [0.5]})
         found = section(0.0, inversion=Inversion(table, kept, ("class b: no rows",)))
         assert (found.level == "warn") == warns

@@ -124,9 +124,8 @@ def linear(growth: float) -> Score:
 
 
 def of_images(score: Score, part: Part, **changes: Any) -> Section:
-    return robustness_section(
-        score, part, inputs=PIXELS, transform=None, target=TWO, seed=3, sweep=replace(SWEEP, **changes)
-    )
+    sweep = replace(SWEEP, **{"label_shares": (), **changes})
+    return robustness_section(score, part, inputs=PIXELS, transform=None, target=TWO, seed=3, sweep=sweep)
 
 
 def of_table(score: Score, part: Part, target: TargetSpec = PRICE, **changes: Any) -> Section:
@@ -173,6 +172,14 @@ def test_uncertainty_that_follows_the_error_is_good():
         assert np.all((low < value) & (value < high))
     # Accuracy falls by 2 and uncertainty rises by 3 times the distance.
     np.testing.assert_allclose(growth["error_change"], growth["uncertainty_change"] * 2 / 3, rtol=0.25)
+
+
+def test_wrong_labels_of_images_lower_the_accuracy_and_leave_the_uncertainty():
+    section = of_images(by_distance(images(), 3.0), images(), label_shares=(0.2, 0.4))
+    assert answers(section)["label_noise"] == "exempt"
+    accuracy = list(curve(section, "label_noise", "accuracy")["value"].values())
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert len(set(curve(section, "label_noise", "entropy")["value"].values())) == 1
 
 
 @pytest.mark.parametrize("growth", [0.0, -0.2, 0.001])
@@ -400,11 +407,11 @@ def test_all_kinds_run_and_tell_about_it_and_rows_are_capped():
         score, part, inputs=PIXELS, transform=None, target=TWO, seed=3, say=told.append,
         sweep=replace(SWEEP, corruptions=None, severities=(1, 5), max_rows=20),
     )  # fmt: skip
-    assert section.tables["growth"]["kind"].tolist() == list(CORRUPTIONS)
-    assert [line.split()[0] for line in told] == list(CORRUPTIONS)
+    assert section.tables["growth"]["kind"].tolist() == [*CORRUPTIONS, "label_noise"]
+    assert [line.split()[0] for line in told] == [*CORRUPTIONS, "label_noise"]
     assert len({tuple(rows) for rows in sizes}) == 1
     assert len(set(sizes[0])) == 20
-    assert len(sizes) == 1 + 2 * 15
+    assert len(sizes) == 1 + 2 * 15 + 2
     assert section.warnings[0] == "20 of 70 rows, chosen at random (max_rows)."
     assert "only 20 rows" in section.warnings[1]
     assert set(section.tables) == {"curves", "growth"}
