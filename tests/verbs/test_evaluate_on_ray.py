@@ -1,5 +1,6 @@
 """Scoring over the processes of a Ray: equal to one process; a killed worker is replaced, an error stays what it is."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ray_tasks import die, die_once, double, refuse
 from bdl_train.distributed._ray_map import ray_map
 from bdl_train.distributed.ray_local import RayLocal
 from bdl_train.errors import RunFailedError, UsageError
-from bdl_train.runs import read_json
+from bdl_train.runs import RunDir, read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
@@ -30,7 +31,8 @@ def kept_ray(ray_session, monkeypatch):
 def test_shards_on_ray_give_the_numbers_of_one_process(
     bdl, kept_ray, request, which: str, member_shards: int, tmp_path: Path
 ):
-    run = request.getfixturevalue(which)
+    shutil.copytree(request.getfixturevalue(which).path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
     words = ("evaluate", f"run={run.path}", "part=train", "robustness=true", "max_rows=50")
     here = bdl(*words, "name=here")
     there = bdl(
@@ -53,7 +55,7 @@ def test_shards_on_ray_give_the_numbers_of_one_process(
 
 
 def test_shards_of_members_need_other_processes(bdl, class_run):
-    said = bdl("evaluate", f"run={class_run.path}", "part=val", "member_shards=2")
+    said = bdl("evaluate", f"run={class_run.path}", "part=val", "member_shards=2")  # refused before it writes
     assert said.status == 2
     assert "member_shards needs processes" in said.err
 
