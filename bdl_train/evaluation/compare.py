@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bdl_train.evaluation.table import HEADLINE
+
 REPEATS = ("data.split", "seed")
 VARIES = (*REPEATS, "data.root", "name", "output_dir", "plan_only", "check_prior")
 """Keys that runs of one row may differ in. Runs of other clusters or trackers are the same experiment too."""
@@ -50,7 +52,7 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
 
     Args:
         runs: Finished runs.
-        metrics: Keys to show; None = all that every run has.
+        metrics: Keys to show; None = the headline ones that every run has.
 
     Returns:
         Columns: differing settings (dotted keys; a group whose class differs is one column of its name, and its
@@ -59,7 +61,8 @@ def compare(runs: Sequence[FinishedRun], metrics: Sequence[str] | None = None) -
     """
     groups, columns = _grouped(runs)
     if metrics is None:
-        shared = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
+        common = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
+        shared = [key for key in common if key.rpartition("/")[2] in HEADLINE] or common
     else:
         shared = list(metrics)
     rows = []

@@ -103,7 +103,7 @@ def _forest(baseline: str, metric: str, own: pd.DataFrame, parts: pd.DataFrame) 
         Scale.over(own["low"], own["high"], own["difference"], zero=True),
         xlabel=f"difference in {known.words}{f', {unit}' if unit else ''}",
         right=[number(value, 3) for value in own["difference"]],
-        width=560,
+        width=380,
     )
     panel.upright(0.0)
     edges = zip(own["difference"], own["low"], own["high"], own["result"], strict=True)

@@ -123,7 +123,7 @@ def make_run(folder, nll, **settings) -> RunDir:
         config[group] = {**config[group], name: value} if name else value
     run.config.write_text(yaml.safe_dump(config))
     write_json(run.plan, {"stacks": []})
-    write_json(run.metrics, {"test/nll": nll, "test/rmse": 2 * nll, "test/odd": None})
+    write_json(run.metrics, {"test/nll": nll, "test/rmse": 2 * nll, "test/mae": None})
     hashes = {"config.yaml": sha256(run.config)}
     write_json(
         run.manifest, {"status": "complete", "hashes": hashes, "data": {"fingerprint": ""}, "members": []}
@@ -159,13 +159,13 @@ def test_compare_groups_by_config_and_averages_over_splits_and_seeds(bdl, tmp_pa
     table = pd.read_csv("t.csv")
     assert list(table["runs"]) == [3, 2, 1]
     assert set(table.columns) == {
-        "num_members", "prior.scale", "runs", "test/nll", "test/nll se", "test/rmse", "test/rmse se", "test/odd",
-        "test/odd se",
+        "num_members", "prior.scale", "runs", "test/nll", "test/nll se", "test/rmse", "test/rmse se", "test/mae",
+        "test/mae se",
     }  # fmt: skip
     # By hand: mean 7/3, sample variance ((4/3)² + (1/3)² + (5/3)²) / 2 = 7/3.
     np.testing.assert_allclose(table["test/nll"], [7 / 3, 4, 7])
     np.testing.assert_allclose(table["test/nll se"], [np.sqrt(7 / 3 / 3), 1, np.nan])
-    assert list(table["test/odd"].isna()) == [True] * 3
+    assert list(table["test/mae"].isna()) == [True] * 3
     assert "warning" not in said.out
     assert "2.333 ± 0.882" in said.out
 
@@ -197,7 +197,7 @@ def test_a_group_of_another_class_is_one_column_by_its_module(bdl, tmp_path):
     make_run(
         tmp_path / "c", 3.0, inference={**SWAG, "start_epoch": 7}, optimizer={"_target_": "torch.optim.Adam"}
     )
-    said = bdl("compare", "runs=*", "output=t.md", "metrics=[test/nll,test/odd]")
+    said = bdl("compare", "runs=*", "output=t.md", "metrics=[test/nll,test/mae]")
     assert said.status == 0
     # amsgrad differs among the runs with Adam; patience and momentum belong to one class alone.
     assert (tmp_path / "t.md").read_text().splitlines() == [
@@ -207,7 +207,7 @@ def test_a_group_of_another_class_is_one_column_by_its_module(bdl, tmp_path):
         "| swag | null | Adam | True | 1 | 2.000 |",
         "| swag | 7 | Adam | – | 1 | 3.000 |",
     ]
-    assert "test/odd" not in said.out
+    assert "test/mae" not in said.out
     assert "scheduler" not in said.out
 
 
