@@ -20,6 +20,7 @@ Shape letters: N rows, n rows of the searched half, C conditions, B slices of th
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,18 +185,20 @@ def _values(rows: RowScores, key: str) -> np.ndarray:
 # --- candidates ---------------------------------------------------------------------------------------------------
 
 
-def conditions_of(table: pd.DataFrame) -> list[Piece]:
-    """Conditions in words, each an expression of `slicing`, and their rows `[N]`.
+def conditions_of(table: pd.DataFrame) -> Iterator[Piece]:
+    """Conditions in words, each an expression of `slicing`, and their rows `[N]`, column by column.
 
-    A category has one a level; a number both sides of its deciles, and its quartiles.
+    A category has one a level; a number both sides of its deciles, and its quartiles. A column with another text in
+    nearly every row has none.
     """
     columns = Columns(table)
-    found: dict[str, np.ndarray] = {}
     for name in reversed(columns.names):
         column = columns[name]
-        pieces, _ = column.pieces()
-        found |= dict(pieces) | dict(_sides(column))
-    return list(found.items())
+        try:
+            pieces, _ = column.pieces()
+        except UsageError:
+            continue
+        yield from (dict(pieces) | dict(_sides(column))).items()
 
 
 def _sides(column: Column) -> list[Piece]:
@@ -218,15 +221,25 @@ def _sides(column: Column) -> list[Piece]:
 # --- the search ---------------------------------------------------------------------------------------------------
 
 
-def _enough(conditions: list[Piece], search: np.ndarray, min_rows: int) -> tuple[list[Piece], list[str]]:
-    """Conditions that have rows enough inside and outside; and a note if there are too many."""
-    sizes = [int(mask[search].sum()) for _, mask in conditions]
-    kept = [i for i, size in enumerate(sizes) if min_rows <= size <= len(search) - min_rows]
-    kept.sort(key=lambda i: -sizes[i])
+def _enough(conditions: Iterable[Piece], search: np.ndarray, min_rows: int) -> tuple[list[Piece], list[str]]:
+    """Conditions that have rows enough inside and outside, the largest first; and a note if there are too many.
+
+    They are taken one by one, and no more than twice the most are held: masks are as long as the table.
+    """
+    kept: list[tuple[int, int, Piece]] = []
+    count = 0
+    for place, piece in enumerate(conditions):
+        size = int(piece[1][search].sum())
+        if min_rows <= size <= len(search) - min_rows:
+            count += 1
+            kept.append((-size, place, piece))
+        if len(kept) >= 2 * MOST_CONDITIONS:
+            kept = sorted(kept, key=lambda one: one[:2])[:MOST_CONDITIONS]
+    kept = sorted(kept, key=lambda one: one[:2])[:MOST_CONDITIONS]
     notes = []
-    if len(kept) > MOST_CONDITIONS:
-        notes.append(f"The {MOST_CONDITIONS} conditions of the most rows were searched, of {len(kept)}.")
-    return [conditions[i] for i in kept[:MOST_CONDITIONS]], notes
+    if count > MOST_CONDITIONS:
+        notes.append(f"The {MOST_CONDITIONS} conditions of the most rows were searched, of {count}.")
+    return [piece for *_, piece in kept], notes
 
 
 @dataclass(frozen=True, eq=False)
