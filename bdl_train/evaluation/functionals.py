@@ -43,6 +43,8 @@ def bin_sums(values: np.ndarray, bins: np.ndarray, num_bins: int) -> Statistic:
     return lambda counts: (by_bin @ np.ascontiguousarray(counts.T)).T
 
 
+MANY_CLASSES = 100
+
 # --- calibration ------------------------------------------------------------------------------------------------
 
 
@@ -87,8 +89,13 @@ def classwise(probs: np.ndarray, y: np.ndarray, num_bins: int) -> Statistic:
         probs: `[N, K]`.
         y: `[N]` labels.
         num_bins: Of each class.
+
+    Beyond `MANY_CLASSES` only counts of one have a value: sums of every class for resamples would not fit in memory.
     """
     num_classes = probs.shape[1]
+    if num_classes > MANY_CLASSES:
+        whole = _classwise_value(probs, y, num_bins)
+        return lambda counts: np.where((counts == 1).all(1)[:, None], whole, np.nan)
     one_hot = np.eye(num_classes)[y]
     bins = equal_width_bins(probs, num_bins)
     gap_of, size_of = bin_sums(one_hot - probs, bins, num_bins), bin_sums(np.ones_like(probs), bins, num_bins)
@@ -104,6 +111,21 @@ def classwise(probs: np.ndarray, y: np.ndarray, num_bins: int) -> Statistic:
         return np.stack([ece, reliability, uncertainty + reliability - brier, uncertainty], axis=1)
 
     return statistic
+
+
+def _classwise_value(probs: np.ndarray, y: np.ndarray, num_bins: int) -> np.ndarray:
+    """The same on the data itself, class by class."""
+    num_rows, num_classes = probs.shape
+    ece = reliability = uncertainty = brier = 0.0
+    for k in range(num_classes):
+        p, is_k = probs[:, k].astype(np.float64), (y == k).astype(np.float64)
+        bins = equal_width_bins(p, num_bins)
+        gap, size = np.bincount(bins, is_k - p, num_bins), np.bincount(bins, minlength=num_bins)
+        ece += np.abs(gap).sum() / num_rows / num_classes
+        reliability += (np.square(gap) / np.maximum(size, 1)).sum() / num_rows
+        uncertainty += is_k.mean() * (1 - is_k.mean())
+        brier += np.square(p - is_k).mean()
+    return np.array([ece, reliability, uncertainty + reliability - brier, uncertainty])
 
 
 def smooth_gap(confidence: np.ndarray, correct: np.ndarray) -> Statistic:

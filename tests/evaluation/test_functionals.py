@@ -142,3 +142,13 @@ def test_ratio_of_sums_and_nan_below_nothing():
     above, below = np.array([1.0, 2.0]), np.array([4.0, 0.0])
     np.testing.assert_allclose(f.ratio(above, below)(np.array([[1.0, 1.0], [1.0, 0.0]])), [0.75, 0.25])
     assert math.isnan(f.ratio(above, below)(np.array([[0.0, 1.0]]))[0])
+
+
+def test_many_classes_have_the_same_values_without_resamples(monkeypatch: pytest.MonkeyPatch):
+    probs, y = forecast(300, 4)
+    few = f.classwise(probs, y, 15)(ones(300))
+    monkeypatch.setattr(f, "MANY_CLASSES", 3)
+    counts = np.stack([np.ones(300), np.r_[2.0, 0.0, np.ones(298)]])
+    many = f.classwise(probs, y, 15)(counts)
+    np.testing.assert_allclose(many[0], few[0], atol=1e-12)
+    assert np.isnan(many[1]).all()
