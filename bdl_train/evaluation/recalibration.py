@@ -8,6 +8,7 @@ Shape letters: N rows, K classes, J knots, R resamples.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -39,7 +40,7 @@ QUANTILES = {"median": 0.5} | {
 
 
 @dataclass(frozen=True)
-class Recalibration:
+class Recalibration(ABC):
     """A fitted map; its class says how it is fitted and applied.
 
     Attributes:
@@ -62,9 +63,9 @@ class Recalibration:
         if isinstance(self.num_rows, bool) or not isinstance(self.num_rows, int) or self.num_rows < 1:
             raise ValueError(f"num_rows must be 1 or more, got {self.num_rows!r}")
 
+    @abstractmethod
     def describe(self) -> str:
         """In a few words, with its main number."""
-        raise NotImplementedError
 
     def curves(self, classes: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Corners of what can be drawn of it, by name: arguments and values; nothing unless it is a map of [0, 1]."""
@@ -91,9 +92,9 @@ class Recalibration:
 class ClassMap(Recalibration):
     """A map of the probabilities of classes."""
 
+    @abstractmethod
     def log_probs(self, probs: np.ndarray) -> np.ndarray:
         """Log of the recalibrated probabilities, `[N, K]`."""
-        raise NotImplementedError
 
     def apply(self, rows: RowScores) -> RowScores:
         """The recalibrated scores; what is of members (aleatoric, epistemic) is NaN."""
