@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, mean_pinball_loss
 from torch.distributions import Categorical, Distribution, Normal, Poisson
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -19,9 +19,11 @@ from bdl_train.evaluation.metrics import (
     aurc,
     expected_calibration_error,
     inside,
+    jittered_pit,
     metrics_of,
+    pit_p_value,
 )
-from bdl_train.evaluation.rows import RowScores, score_rows
+from bdl_train.evaluation.rows import LEVELS, RowScores, score_rows
 from bdl_train.predictive.mixture import Mixture
 from bdl_train.predictive.predict import TilePrediction
 from bdl_train.predictive.stats import stats_of
@@ -286,3 +288,36 @@ def test_one_nan_row_shows_in_every_metric():
     normal = Normal(loc, torch.ones_like(loc), validate_args=False)
     found = values(scores_of(normal, np.zeros(5), RAW))
     assert all(math.isnan(value) for key, value in found.items() if key != "aleatoric_std"), found
+
+
+# --- quantiles and PIT values -----------------------------------------------------------------------------------
+
+
+def test_pinball_and_widths_are_those_of_scikit_learn_and_of_gaussian_quantiles():
+    random = np.random.default_rng(3)
+    m, s = random.normal(size=200), 0.3 + random.random(200)
+    encoded = m + s * random.normal(size=200)
+    components = Normal(torch.from_numpy(m)[None], torch.from_numpy(s)[None])
+    rows = scores_of(components, encoded, TINY)
+    found, raw, mean, std = values(rows), 3 + 0.01 * encoded, 3 + 0.01 * m, 0.01 * s
+    expected = []
+    for level in LEVELS:
+        quantile = scipy.stats.norm.ppf(level, mean, std)
+        np.testing.assert_allclose(rows.quantile(level), quantile, rtol=1e-9)
+        expected.append(mean_pinball_loss(raw, quantile, alpha=level))
+    assert found["pinball"] == pytest.approx(np.mean(expected), rel=1e-8)
+    for percent in (50, 80, 90, 95):
+        width = 2 * scipy.stats.norm.ppf(0.5 + percent / 200) * std
+        assert found[f"interval_width_{percent}"] == pytest.approx(width.mean(), rel=1e-8)
+
+
+def test_pit_values_of_counts_are_uniform_and_a_shift_is_seen():
+    rate = np.random.default_rng(4).uniform(0.5, 6, 3000)
+    counts = np.random.default_rng(5).poisson(rate)
+    target = TargetSpec(TargetKind.COUNT, "visits")
+    own = scores_of(Poisson(torch.from_numpy(rate)[None]), counts, target)
+    assert pit_p_value(own) > 0.01
+    assert values(own)["pit_distance"] == pytest.approx(
+        scipy.stats.kstest(jittered_pit(own), "uniform").statistic
+    )
+    assert pit_p_value(scores_of(Poisson(torch.from_numpy(1.2 * rate)[None]), counts, target)) < 1e-6
