@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bdl_train.evaluation import bootstrap
+from bdl_train.evaluation import bootstrap, metrics
 from bdl_train.evaluation.bootstrap import bootstrap_intervals, metrics_with_intervals, resamples_for
 from bdl_train.evaluation.functionals import Statistic, mean_of, ranking, selective
 from bdl_train.evaluation.metrics import measures_of, metrics_of
@@ -166,3 +166,18 @@ def test_intervals_stay_within_what_a_share_can_be():
     for metric in metrics_with_intervals(two, ""):
         if metric.unit == "share" and metric.low is not None and metric.high is not None:
             assert 0 <= metric.low <= metric.high <= 1, metric
+
+
+def test_intervals_of_coarse_curves_are_moved_to_those_of_the_exact_ones(monkeypatch: pytest.MonkeyPatch):
+    rows = classes(400, 11)
+    (exact,) = (one.statistic for one in measures_of(rows, "") if one.labels[0].key == "aurc")
+    low, high = bootstrap_intervals({"aurc": exact}, 400)["aurc"]
+    monkeypatch.setattr(metrics, "GROUPS", 4)  # so coarse that it lies far from the exact value
+    (coarse,) = (one.coarse for one in measures_of(rows, "") if one.labels[0].key == "aurc")
+    assert coarse is not None
+    ones = np.ones((1, 400))
+    width = high[0] - low[0]
+    assert abs(coarse(ones)[0, 0] - exact(ones)[0, 0]) > 0.1 * width
+    found = {metric.key: metric for metric in metrics_with_intervals(rows, "")}["aurc"]
+    assert found.low == pytest.approx(low[0], abs=0.1 * width)
+    assert found.high == pytest.approx(high[0], abs=0.1 * width)

@@ -321,3 +321,12 @@ def test_pit_values_of_counts_are_uniform_and_a_shift_is_seen():
         scipy.stats.kstest(jittered_pit(own), "uniform").statistic
     )
     assert pit_p_value(scores_of(Poisson(torch.from_numpy(1.2 * rate)[None]), counts, target)) < 1e-6
+
+
+def test_the_epistemic_share_is_of_variances_and_of_entropies():
+    two = scores_of(
+        Normal(torch.tensor([[-1.0], [1.0]]).double(), torch.full((2, 1), 0.2).double()), np.zeros(1), RAW
+    )
+    assert values(two)["epistemic_share"] == pytest.approx(1 / 1.04)
+    found = values(own_classes(200))
+    assert found["epistemic_share"] == pytest.approx(found["mutual_information"] / found["entropy"])
