@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bdl_train.data import Data, Part
-from bdl_train.inference import Method, Problem, State, StepLog
+from bdl_train.inference import Method, Problem, Setting, State, StepLog
 from bdl_train.inference._optimizer import optimizer_from
 from bdl_train.likelihoods import PREFIX, Likelihood
 from bdl_train.likelihoods.categorical import Categorical
@@ -28,7 +28,8 @@ from bdl_train.schedulers.constant import Constant
 from bdl_train.seeds import Stream, member_seed
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
 from bdl_train.stack import Executor, StackedNetwork, build_stack
-from bdl_train.training.feed import StepFeed
+from bdl_train.training.feed import PhaseFeed, StepFeed
+from bdl_train.training.timeline import Timeline
 
 CONF = Path(__file__).parents[1] / "conf"
 RUN_SEED = 5
@@ -45,16 +46,16 @@ def node_of(group: str, name: str) -> dict[str, Any]:
 
 
 class SmallConvNet(nn.Module):
-    """Two convolutions with batch norm: what a user might write, small enough for many steps."""
+    """Two convolutions with a norm: what a user might write, small enough for many steps."""
 
-    def __init__(self, num_outputs: int) -> None:
+    def __init__(self, num_outputs: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(2, 3, 3, bias=False),
-            nn.BatchNorm2d(3),
+            norm(3),
             nn.Tanh(),
             nn.Conv2d(3, 4, 3, bias=False),
-            nn.BatchNorm2d(4),
+            norm(4),
             nn.Tanh(),
         )
         self.head = nn.Linear(4, num_outputs)
@@ -108,7 +109,11 @@ def _ft_transformer(spec: InputSpec) -> nn.Module:
 
 
 def example(name: str, num_data: int = 26) -> Example:
-    """One of `EXAMPLES`."""
+    """One of `EXAMPLES`, or `conv-group-norm`."""
+    if name == "conv-group-norm":
+        return _classes(
+            num_data, InputSpec((2, 6, 6)), lambda spec: SmallConvNet(3, lambda width: nn.GroupNorm(1, width))
+        )
     return EXAMPLES[name](num_data)
 
 
@@ -133,20 +138,34 @@ class Work:
     feed_seeds: Sequence[int]
     batch_size: int
 
-    def feed(self, position: Callable[[], int]) -> StepFeed:
-        return StepFeed(self.feed_seeds, len(self.example.y), self.batch_size, 1, position)
+    def timeline(self, method: Method[Any]) -> Timeline:
+        return Timeline(method.phases(self.problem.setting))
+
+    def feed(self, timeline: Timeline, state: State) -> PhaseFeed:
+        shuffled = StepFeed(
+            self.feed_seeds, len(self.example.y), self.batch_size, 1, lambda: timeline.shuffled_step(state)
+        )
+        return PhaseFeed(shuffled, timeline, state)
 
     def batch(self, index_MB: Tensor) -> Batch:
         return Batch(self.example.x[index_MB], self.example.y[index_MB], index_MB)
 
-    def advance(self, method: Method[Any], state: State, num_steps: int) -> list[StepLog]:
-        """Take steps over the members' own data orders, from where the state stands."""
-        logs, stop = [], state.step + num_steps
-        feed = self.feed(lambda: state.step)
-        while state.step < stop:
-            for index_KMB in feed:
-                logs.append(method.step(state, self.batch(index_KMB[0])))
-                if state.step == stop:
+    def all_rows(self) -> Batch:
+        return Batch(self.example.x, self.example.y, torch.arange(len(self.example.y)), shared=True)
+
+    def advance(self, method: Method[Any], state: State, num_steps: int | None = None) -> list[StepLog]:
+        """Take steps over the members' own data orders, from where the state stands; to the end, or so many."""
+        logs, timeline = [], self.timeline(method)
+        stop = timeline.num_steps if num_steps is None else timeline.step(state) + num_steps
+        feed = self.feed(timeline, state)
+        while timeline.step(state) < stop:
+            if state.step == timeline.phase(state).num_steps and not timeline.is_last(state):
+                state.phase, state.step, state.active = state.phase + 1, 0, ~state.failed
+                method.enter(state)
+            for call in feed:
+                batch = self.all_rows() if isinstance(call, int) else self.batch(call[0])
+                logs.append(method.step(state, batch))
+                if timeline.step(state) == stop:
                     break
         return logs
 
@@ -173,7 +192,6 @@ def work(
         prior or Gaussian(scale=0.5, fan_in=False), of.likelihood, stack.layout, list(members)
     )
     num_data = len(of.y)
-    steps_per_epoch = num_data // min(batch_size, num_data)
     problem = Problem(
         stack=stack,
         potential=Potential(
@@ -181,8 +199,13 @@ def work(
         ),
         make_optimizer=optimizer_from(optimizer or SGD),
         schedule=schedule or Constant(),
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_epochs * steps_per_epoch,
+        setting=Setting(
+            prior or Gaussian(scale=0.5, fan_in=False),
+            of.likelihood,
+            num_epochs,
+            num_data,
+            min(batch_size, num_data),
+        ),
         noise_seeds=[member_seed(RUN_SEED, m, Stream.NOISE) for m in members],
         clip_norm=clip_norm,
     )

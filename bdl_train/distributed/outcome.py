@@ -70,7 +70,7 @@ def write_posterior(
     ]
     meta = {
         "num_data": recipe.num_data(data),
-        "temperature": 1.0,
+        "temperature": recipe.method.target_temperature,
         "method": dict(config["inference"]),
         "prior": dict(config["prior"]),
         "architecture": dict(config["model"]),
@@ -107,6 +107,7 @@ def write_manifest(
     results: Mapping[str, Mapping[str, Any]],
     data: Data,
     inputs: Mapping[str, Any],
+    temperature: float,
     seconds: float,
 ) -> None:
     """Write `manifest.json`: after it the run is finished.
@@ -118,6 +119,7 @@ def write_manifest(
         results: By stack id.
         data: What the run was trained on.
         inputs: What else went into it: `prior_run`, or nothing.
+        temperature: T of the posterior.
         seconds: Of this session, from its start to the end.
     """
     steps = {stack: result.get("steps") for stack, result in results.items()}
@@ -137,7 +139,7 @@ def write_manifest(
                 **data.notes,
             },
             **inputs,
-            "temperature": 1.0,
+            "temperature": temperature,
             "hashes": {
                 file.relative_to(run.path).as_posix(): sha256(file)
                 for file in (run.config, run.plan, run.posterior / "posterior.json")

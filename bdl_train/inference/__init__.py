@@ -5,9 +5,9 @@ files. Shape letters: M members, P parameters of one member.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,13 +26,53 @@ class Setting:
 
     Attributes:
         num_epochs: `trainer.max_epochs`.
-        steps_per_epoch: Optimiser steps an epoch.
+        num_data: N, training examples of one member.
+        batch_size: Examples of one member in a step on shuffled batches, at most N.
     """
 
     prior: Prior
     likelihood: Likelihood
     num_epochs: int
+    num_data: int
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps on shuffled batches, all full, in an epoch."""
+        return self.num_data // self.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Steps on shuffled batches in `trainer.max_epochs`."""
+        return self.num_epochs * self.steps_per_epoch
+
+
+Rows = Literal["shuffled", "all", "once"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps that see the data in one way.
+
+    Attributes:
+        name: For people: "train", "warm start", "sample".
+        rows: What a step sees. `shuffled`: a full batch of each member's own order; `all`: every training example, the
+            same tensors each time; `once`: batches in the order of the rows, the last one smaller, so that an epoch
+            meets every example once.
+        num_epochs: After each of them members are scored on the validation part.
+        steps_per_epoch: Steps of one.
+        early_stopping: Whether members stop at their best epoch and start the next phase, or end, with its weights.
+    """
+
+    name: str
+    rows: Rows
+    num_epochs: int
     steps_per_epoch: int
+    early_stopping: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -44,7 +84,7 @@ class Problem:
         potential: Of section 5 of the design; carries N, the prior and the likelihood.
         make_optimizer: An elementwise torch optimiser over a list of tensors.
         schedule: Factor on its learning rate, a function of the step.
-        steps_per_epoch, num_steps: Of the whole run at `trainer.max_epochs`.
+        setting: What `Method.check` saw.
         noise_seeds: One seed a member, for the method's own randomness.
         clip_norm: Largest gradient norm of one member, or None.
     """
@@ -53,33 +93,60 @@ class Problem:
     potential: Potential
     make_optimizer: Callable[[list[Tensor]], Optimizer]
     schedule: Schedule
-    steps_per_epoch: int
-    num_steps: int
+    setting: Setting
     noise_seeds: Sequence[int]
     clip_norm: float | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.setting.steps_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        return self.setting.num_steps
 
 
 @dataclass(frozen=True)
 class StepLog:
-    """What one step reports, `[M]` each: potential and mean NLL of the batch in nats per example, gradient norm."""
+    """What one step reports, `[M]` each.
+
+    Attributes:
+        potential: Of the batch, nats per example.
+        nll: Its likelihood part, the mean over the batch.
+        grad_norm: Of the potential.
+        traces: What else is worth a curve, by name: a step size, an energy error.
+    """
 
     potential: Tensor
     nll: Tensor
     grad_norm: Tensor
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class State(ABC):
-    """What a method has learned so far. `state_dict` is whole: save, load, continue gives the same bits."""
+    """What a method has learned so far. `state_dict` is whole: save, load, continue gives the same bits.
+
+    Attributes:
+        stack: Members as they are scored on the validation part.
+        active: `[M]` bool, members that go on in this phase.
+        failed: `[M]` bool, members that diverged.
+        phase: Index into the method's phases.
+        step: Steps taken in this phase.
+    """
 
     stack: Stack
     potential: Potential
-    active: Tensor  # [M] bool: members that still train
-    failed: Tensor  # [M] bool: members that diverged
+    active: Tensor
+    failed: Tensor
+    phase: int
     step: int
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, strings and containers of them only."""
+        """Tensors, numbers, strings and mappings of them only.
+
+        Every tensor but scalars has the member axis first, `[M, ...]`: a stack is cut into halves by cutting them.
+        """
 
     @abstractmethod
     def load_state_dict(self, stored: dict[str, Any]) -> None: ...
@@ -96,6 +163,20 @@ class Method(ABC, Generic[S]):
 
     needs_per_example_likelihood: ClassVar[bool] = False
     """Whether batch norm in train mode, under which examples of a batch depend on each other, must be refused."""
+
+    unused_groups: ClassVar[tuple[str, ...]] = ()
+    """Config groups that the method has no use for: `optimizer`, `scheduler`."""
+
+    members_interact: ClassVar[str | None] = None
+    """Why all members must be in one stack, or None where each is on its own."""
+
+    splits_batches: ClassVar[bool] = True
+    """Whether several processes may each take a part of every batch (`cluster.ranks_per_stack`)."""
+
+    @property
+    def target_temperature(self) -> float:
+        """T of section 5 of the design: the posterior is proportional to exp(−N · potential / T)."""
+        return 1.0
 
     @property
     def early_stopping(self) -> int | None:
@@ -116,9 +197,28 @@ class Method(ABC, Generic[S]):
             UsageError: names the config keys to change.
         """
 
+    def phases(self, setting: Setting) -> list[Phase]:
+        """What the method does, in order: as it stands here, `trainer.max_epochs` epochs of shuffled batches."""
+        return [
+            Phase(
+                "train",
+                "shuffled",
+                setting.num_epochs,
+                setting.steps_per_epoch,
+                self.early_stopping is not None,
+            )
+        ]
+
     @abstractmethod
     def init(self, problem: Problem) -> S:
         """The state before the first step."""
+
+    def enter(self, state: S) -> None:
+        """Called once when `state.phase` has become 1, 2, ... and `state.step` 0, before the first step of that phase.
+
+        Members that did not diverge are active again; after a phase with early stopping they stand at their best
+        weights.
+        """
 
     @abstractmethod
     def step(self, state: S, batch: Batch) -> StepLog:

@@ -17,6 +17,7 @@ from bdl_train.training.checkpoints import save_checkpoint
 from bdl_train.training.member_stack import MemberStack
 from bdl_train.training.ownership import LostOwnershipError, Ownership
 from bdl_train.training.ranks import ALONE, Ranks
+from bdl_train.training.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +81,12 @@ class WriteEvents(pl.Callback):
     Args:
         events: The stack's event file.
         members: Ensemble indices of the stack's members.
-        num_steps: Of the whole run.
+        timeline: The phases of the method.
     """
 
-    def __init__(self, events: StackEvents, members: list[int], num_steps: int, max_epochs: int) -> None:
-        self._events, self._members, self._num_steps = events, members, num_steps
-        self._every = max(1, max_epochs // CURVE_POINTS)
+    def __init__(self, events: StackEvents, members: list[int], timeline: Timeline) -> None:
+        self._events, self._members, self._timeline = events, members, timeline
+        self._every = max(1, timeline.num_epochs // CURVE_POINTS)
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,9 +98,11 @@ class WriteEvents(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, MemberStack)
-        if not pl_module.at_epoch_end or (pl_module.epoch % self._every and not trainer.should_stop):
+        state = pl_module.state
+        last = trainer.should_stop or self._timeline.is_over(state)
+        if not pl_module.at_epoch_end or (pl_module.epoch % self._every and not last):
             return
-        step = pl_module.state.step
+        step = self._timeline.step(state)
         alive = pl_module.state.active.tolist()
         loss = (pl_module.nll_sum / max(1, pl_module.num_logged)).tolist()
         self._write("train/nll", loss, alive, step)
@@ -107,6 +110,8 @@ class WriteEvents(pl.Callback):
             self._write("val/nll", pl_module.val_nll.tolist(), alive, step)
             self._events.write("val/stack_nll", [(None, pl_module.val_ensemble_nll)], step=step)
             self._events.write("val/disagreement", [(None, pl_module.val_disagreement)], step=step)
+        for name, trace in pl_module.traces.items():
+            self._write(f"trace/{name}", trace.tolist(), alive, step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._progress(pl_module)
@@ -122,13 +127,16 @@ class WriteEvents(pl.Callback):
         sums = module.nll_sum[state.active]
         loss = float(sums.mean()) / module.num_logged if module.num_logged and len(sums) else None
         value = {
-            "step": state.step,
-            "num_steps": self._num_steps,
+            "step": self._timeline.step(state),
+            "num_steps": self._timeline.num_steps,
+            "phase": self._timeline.phase(state).name,
+            "epoch": module.epoch,
+            "num_epochs": self._timeline.num_epochs,
             "active": int(state.active.sum()),
             "failed": int(state.failed.sum()),
             "nll": loss,
         }
-        self._events.write("progress", [(None, value)], step=state.step)
+        self._events.write("progress", [(None, value)], step=value["step"])
         self._events.flush()
 
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from bdl_train.inference import State
+from bdl_train.training.timeline import Timeline
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK63 = (1 << 63) - 1
 
@@ -62,3 +65,28 @@ class StepFeed:
         index_SMB = used.reshape(len(self.seeds), self.steps_per_epoch, self.batch_size).transpose(0, 1)
         for start in range(first, self.steps_per_epoch, self.steps_per_call):
             yield index_SMB[start : start + self.steps_per_call]
+
+
+class PhaseFeed:
+    """One epoch of whatever phase the state is in: batches as `StepFeed` gives them, or a number of steps on all rows.
+
+    Args:
+        shuffled: The members' own orders; its position is the state's.
+        timeline: The phases.
+        state: Where the stack stands.
+    """
+
+    def __init__(self, shuffled: StepFeed, timeline: Timeline, state: State) -> None:
+        self.shuffled, self.timeline, self.state = shuffled, timeline, state
+
+    def __iter__(self) -> Iterator[Tensor | int]:
+        phase = self.timeline.phase(self.state)
+        first = self.state.step % phase.steps_per_epoch
+        if phase.rows == "shuffled":
+            yield from self.shuffled
+        elif phase.rows == "all":
+            for start in range(first, phase.steps_per_epoch, self.shuffled.steps_per_call):
+                yield min(self.shuffled.steps_per_call, phase.steps_per_epoch - start)
+        else:
+            in_order = torch.arange(self.shuffled.num_data).expand(1, len(self.shuffled.seeds), -1)
+            yield from in_order.split(self.shuffled.batch_size, dim=-1)[first:]

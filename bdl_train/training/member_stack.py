@@ -5,7 +5,7 @@ Shape letters: M members, N training examples of one member, B batch, K steps of
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bdl_train.data._augment import augment
-from bdl_train.inference import Method, State, StepLog
+from bdl_train.inference import Method, State
 from bdl_train.likelihoods import PREFIX
 from bdl_train.potential import Batch
 from bdl_train.predictive.stats import PredictiveStats, stats_of
 from bdl_train.specs import InputSpec
 from bdl_train.training.early_stopping import EarlyStopping
-from bdl_train.training.feed import StepFeed
+from bdl_train.training.feed import PhaseFeed
 from bdl_train.training.problem import DevicePart
 from bdl_train.training.ranks import ALONE, Ranks
 
@@ -48,6 +48,8 @@ class MemberStack(pl.LightningModule):
     Attributes:
         state: The method's state.
         member_rows: Positions in the train part of each member's own examples, `[M, N]`; None = all see all of it.
+        timeline: The phases of the method.
+        traces: What the last step reported beside it, `[M]` each.
         nll_sum, num_logged: Training NLL `[M]` summed over the steps of the current epoch, and their number.
         val_nll: Mean validation NLL of each member `[M]` after the last epoch, nats; None before the first.
         val_ensemble_nll: The same of the mixture of the stack's members that did not diverge.
@@ -59,7 +61,7 @@ class MemberStack(pl.LightningModule):
         self,
         method: Method[Any],
         state: State,
-        feed: StepFeed,
+        feed: PhaseFeed,
         inputs: InputSpec,
         train: DevicePart,
         val: DevicePart,
@@ -73,6 +75,9 @@ class MemberStack(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.method, self.state, self.feed, self.inputs = method, state, feed, inputs
+        self.timeline = feed.timeline
+        self.traces: Mapping[str, Tensor] = {}
+        self._all_rows: Batch | None = None
         self.train_part, self.val_part, self.member_rows = train, val, member_rows
         self.early_stopping = early_stopping
         self.augment = augment
@@ -95,17 +100,34 @@ class MemberStack(pl.LightningModule):
 
     @property
     def epoch(self) -> int:
-        """Epochs finished, by the method's own count."""
-        return self.state.step // self.feed.steps_per_epoch
+        """Epochs finished, by the method's own count, over all its phases."""
+        return self.timeline.epoch(self.state)
 
     @property
     def at_epoch_end(self) -> bool:
-        return self.state.step % self.feed.steps_per_epoch == 0
+        return self.timeline.at_epoch_end(self.state)
 
     def configure_optimizers(self) -> None:
         """The method owns its optimiser; Lightning's clipping and accumulation would mix members."""
 
-    def train_dataloader(self) -> StepFeed:
+    def settle(self) -> bool:
+        """Go on to the next phase where the present one is over.
+
+        Returns:
+            Whether there is anything left to train.
+        """
+        state, timeline = self.state, self.timeline
+        while timeline.is_over(state):
+            if timeline.phase(state).early_stopping and self.early_stopping is not None:
+                self.early_stopping.restore(state)
+            if timeline.is_last(state) or bool(state.failed.all()):
+                return False
+            state.phase, state.step, state.active = state.phase + 1, 0, ~state.failed
+            self.method.enter(state)
+            self._all_rows = None
+        return True
+
+    def train_dataloader(self) -> PhaseFeed:
         return self.feed
 
     def val_dataloader(self) -> RowTiles:
@@ -115,33 +137,57 @@ class MemberStack(pl.LightningModule):
         self.nll_sum.zero_()
         self.num_logged = 0
 
-    def training_step(self, index_KMB: Tensor, batch_idx: int) -> None:
-        """Take K steps. One call of Lightning for several steps: its own work would otherwise be half of the time."""
+    def training_step(self, steps: Tensor | int, batch_idx: int) -> None:
+        """Take K steps, on batches `[K, M, B]` or on all rows; one by one, Lightning's work would be half of the time.
+
+        Args:
+            steps: One call of the feed.
+            batch_idx: Lightning's.
+        """
         with torch.random.fork_rng(enabled=self._uses_torch_dropout):
-            self._steps(index_KMB)
+            if isinstance(steps, int):
+                for _ in range(steps):
+                    self._step(self._whole())
+            else:
+                for index_MB in steps.to(self.train_part.y.device):
+                    self._step(self._batch(index_MB))
 
-    def _steps(self, index_KMB: Tensor) -> None:
-        part, dtype = self.train_part, self.state.stack.flat.dtype
-        for index_MB in index_KMB.to(part.y.device):
-            if self._uses_torch_dropout:
-                # torch's own dropout draws from the global generator: its masks follow (stack, step) alone.
-                torch.manual_seed((self.feed.seeds[0] + self.state.step) & ((1 << 63) - 1))
-            rows_MB = index_MB if self.member_rows is None else self.member_rows.gather(1, index_MB)
-            x = part.x[rows_MB]
-            if self.augment:
-                x = augment(x, self.feed.generators(self.state.step))
-            if self.ranks.world > 1:
-                mine = self.ranks.share(index_MB.shape[1])
-                x, index_MB, rows_MB = x[:, mine], index_MB[:, mine], rows_MB[:, mine]
-            batch = Batch(self.inputs.prepare(x, dtype), part.y[rows_MB], index_MB)
-            self._note(self.method.step(self.state, batch))
-
-    def _note(self, log: StepLog) -> None:
+    def _step(self, batch: Batch) -> None:
+        if self._uses_torch_dropout:
+            # torch's own dropout draws from the global generator: its masks follow (stack, step) alone.
+            seed = self.feed.shuffled.seeds[0] + self.timeline.step(self.state)
+            torch.manual_seed(seed & ((1 << 63) - 1))
+        log = self.method.step(self.state, batch)
         self.nll_sum += log.nll
         self.num_logged += 1
+        self.traces = log.traces
+
+    def _batch(self, index_MB: Tensor) -> Batch:
+        part = self.train_part
+        rows_MB = index_MB if self.member_rows is None else self.member_rows.gather(1, index_MB)
+        x = part.x[rows_MB]
+        if self.augment:
+            x = augment(x, self.feed.shuffled.generators(self.timeline.shuffled_step(self.state)))
+        if self.ranks.world > 1:
+            mine = self.ranks.share(index_MB.shape[1])
+            x, index_MB, rows_MB = x[:, mine], index_MB[:, mine], rows_MB[:, mine]
+        return Batch(self.inputs.prepare(x, self.state.stack.flat.dtype), part.y[rows_MB], index_MB)
+
+    def _whole(self) -> Batch:
+        """All rows, the same tensors at each step; where all members have the same rows, once for all of them."""
+        if self._all_rows is None:
+            part, rows = self.train_part, self.member_rows
+            index = torch.arange(self.feed.shuffled.num_data, device=part.y.device)
+            if rows is None:
+                mine = self.ranks.share(len(index))
+                x = self.inputs.prepare(part.x[mine], self.state.stack.flat.dtype)
+                self._all_rows = Batch(x, part.y[mine], index[mine], shared=True)
+            else:
+                self._all_rows = self._batch(index.expand(len(rows), -1))
+        return self._all_rows
 
     def on_train_epoch_end(self) -> None:
-        if not bool(self.state.active.any()):
+        if not self.settle():
             self.trainer.should_stop = True
 
     def validation_step(self, rows: slice, batch_idx: int) -> None:
@@ -172,7 +218,6 @@ class MemberStack(pl.LightningModule):
         self.val_disagreement = float(sum(epistemic)) / num_val if epistemic else None
         self._val_sums = []
         # A stop in the middle of an epoch also validates; it must not count, or a resumed run would differ.
-        if self.early_stopping is not None and self.at_epoch_end:
+        stops = self.timeline.phase(self.state).early_stopping
+        if self.early_stopping is not None and stops and self.at_epoch_end:
             self.early_stopping.update(self.state, self.val_nll, self.epoch)
-        if not bool(self.state.active.any()):
-            self.trainer.should_stop = True

@@ -16,10 +16,11 @@ from bdl_train.inference import Problem, State
 from bdl_train.seeds import Stream, member_seed
 from bdl_train.training.checkpoints import load_checkpoint
 from bdl_train.training.early_stopping import EarlyStopping
-from bdl_train.training.feed import StepFeed
+from bdl_train.training.feed import PhaseFeed, StepFeed
 from bdl_train.training.member_stack import MemberStack
 from bdl_train.training.problem import DevicePart, Recipe
 from bdl_train.training.ranks import Ranks
+from bdl_train.training.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +77,18 @@ class Prepared:
         dtype = recipe.trainer.dtype
         train, val = DevicePart.of(data.train, device, dtype), DevicePart.of(data.val, device, dtype)
         rows = recipe.member_rows(data, task.members)
-        feed = StepFeed(
+        timeline = Timeline(recipe.method.phases(problem.setting))
+        shuffled = StepFeed(
             [member_seed(recipe.seed, m, Stream.ORDER, task.attempt) for m in task.members],
             recipe.num_data(data),
             recipe.batch_size,
             recipe.trainer.steps_per_call,
-            lambda: state.step,
+            lambda: timeline.shuffled_step(state),
         )
         module = MemberStack(
             recipe.method,
             state,
-            feed,
+            PhaseFeed(shuffled, timeline, state),
             data.inputs,
             train,
             val,
@@ -117,9 +119,9 @@ class Prepared:
 
     def fit(self, callbacks: Sequence[pl.Callback]) -> None:
         """Train what is left to train."""
-        if self.state.step >= self.problem.num_steps or not bool(self.state.active.any()):
+        if not self.module.settle():
             return
-        epochs_left = self.recipe.trainer.max_epochs - self.module.epoch
+        epochs_left = self.module.timeline.num_epochs - self.module.epoch
         _fit(self.module, self.recipe, self.device, list(callbacks), epochs_left=epochs_left)
 
 

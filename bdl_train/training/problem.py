@@ -63,14 +63,9 @@ class Recipe:
         recipe.likelihood.check(data.target)
         recipe.architecture.check(data.inputs)
         optimizer_from(recipe.optimizer)
-        recipe.method.check(
-            Setting(
-                recipe.prior,
-                recipe.likelihood,
-                recipe.trainer.max_epochs,
-                recipe.steps_per_epoch(recipe.num_data(data)),
-            )
-        )
+        setting = recipe.setting(data)
+        recipe.method.check(setting)
+        _check_rows(recipe.method, setting, data)
         if recipe.method.early_stopping is not None and len(data.val) == 0:
             raise UsageError(
                 "Early stopping needs a validation part: set data.val_fraction above 0, or inference.patience=null."
@@ -85,8 +80,8 @@ class Recipe:
         recipe.method.check_prior(recipe.prior.bind(layout, [0]))
         if recipe.method.needs_per_example_likelihood and _mixes_examples(network):
             raise UsageError(
-                f"inference={type(recipe.method).__name__.lower()} needs a likelihood per example, which batch norm in "
-                "train mode is not: use model.norm=group or model.norm=filter_response."
+                f"inference={_name(recipe.method)} needs a likelihood per example, which batch norm in train mode is "
+                "not: use model.norm=group or model.norm=filter_response."
             )
         return recipe
 
@@ -110,8 +105,12 @@ class Recipe:
         generators = (np.random.default_rng(member_seed(self.seed, m, Stream.ROWS)) for m in members)
         return np.stack([np.sort(one.choice(num_rows, num_data, replace=False)) for one in generators])
 
-    def steps_per_epoch(self, num_data: int) -> int:
-        return num_data // min(self.batch_size, num_data)
+    def setting(self, data: Data) -> Setting:
+        """What the method may check, and plan its phases by."""
+        num_data = self.num_data(data)
+        return Setting(
+            self.prior, self.likelihood, self.trainer.max_epochs, num_data, min(self.batch_size, num_data)
+        )
 
     def make_network(self, data: Data) -> nn.Module:
         """One freshly initialised network, under the global generator as it stands."""
@@ -125,6 +124,11 @@ class Recipe:
         """
         if num_ranks == 1:
             return
+        if not self.method.splits_batches:
+            raise UsageError(
+                f"cluster.ranks_per_stack={num_ranks}: inference={_name(self.method)} needs all rows of a batch in one "
+                "process. Set it to 1."
+            )
         rows = min(self.batch_size, self.num_data(data))
         if rows < num_ranks:
             raise UsageError(
@@ -187,14 +191,12 @@ class Recipe:
             for module in template.modules():
                 if isinstance(module, Dropout):
                     module.share = (mine.start, mine.stop - mine.start)
-        steps_per_epoch = self.steps_per_epoch(self.num_data(data))
         problem = Problem(
             stack=stack,
             potential=potential,
             make_optimizer=optimizer_from(self.optimizer),
             schedule=self.schedule,
-            steps_per_epoch=steps_per_epoch,
-            num_steps=self.trainer.max_epochs * steps_per_epoch,
+            setting=self.setting(data),
             noise_seeds=[member_seed(self.seed, m, Stream.NOISE, attempt) for m in members],
             clip_norm=self.trainer.clip_norm,
         )
@@ -255,6 +257,20 @@ class DevicePart:
         return cls(
             torch.from_numpy(part.x).to(device), y.to(device, dtype if y.is_floating_point() else y.dtype)
         )
+
+
+def _check_rows(method: Method[Any], setting: Setting, data: Data) -> None:
+    fixed = [phase for phase in method.phases(setting) if phase.rows != "shuffled"]
+    if fixed and data.augment != "none":
+        raise UsageError(
+            f"inference={_name(method)} meets all training rows as they are in its phase '{fixed[0].name}': random "
+            "views of them would be another target at each step. Use data.augment=none."
+        )
+
+
+def _name(method: Method[Any]) -> str:
+    """As it is written in a config."""
+    return type(method).__module__.rpartition(".")[2]
 
 
 def _mixes_examples(network: nn.Module) -> bool:

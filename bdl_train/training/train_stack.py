@@ -52,10 +52,10 @@ def train_stack(
     start = time.monotonic()
     owner = Ownership(folder) if ranks.is_first else None
     stack = Prepared.of(task, config, data, ranks)
-    state, trainer = stack.state, stack.recipe.trainer
+    state, timeline, trainer = stack.state, stack.module.timeline, stack.recipe.trainer
     if stack.load(folder):
-        log.info("Stack %s continues at step %d", task.id, state.step)
-    if ranks.decide(state.step, stack.device) != state.step:
+        log.info("Stack %s continues at step %d", task.id, timeline.step(state))
+    if ranks.decide(timeline.step(state), stack.device) != timeline.step(state):
         raise RuntimeError(f"Ranks of stack {task.id} loaded different checkpoints: does each see {folder}?")
     # A stack may be a job of its own, with a stop of its own.
     stop_files = (run.stop_file, folder / run.stop_file.name)
@@ -66,24 +66,26 @@ def train_stack(
 
     events = StackEvents(folder / "events.jsonl", owner)
     started = {"members": list(task.members), "executor": stack.executor, "device": str(stack.device)}
-    events.write("started", [(None, {**started, "ranks": ranks.world, **whereabouts()})], step=state.step)
+    events.write(
+        "started", [(None, {**started, "ranks": ranks.world, **whereabouts()})], step=timeline.step(state)
+    )
     try:
-        write_events = WriteEvents(events, list(task.members), stack.problem.num_steps, trainer.max_epochs)
+        write_events = WriteEvents(events, list(task.members), stack.module.timeline)
         stack.fit([write_events, checkpoint])
         if checkpoint.stopped:
-            events.write("stopped", [(None, "on request")], step=state.step)
+            events.write("stopped", [(None, "on request")], step=timeline.step(state))
             return dict(STOPPED)
         owner.check()
         entries = _write_members(task, stack, data, run)
         for entry in entries:
-            events.write("member", [(entry["id"], entry["status"])], step=state.step)
+            events.write("member", [(entry["id"], entry["status"])], step=timeline.step(state))
         again = []
         if trainer.on_divergence == "retry" and task.attempt == 0:
             again = [
                 member for member, failed in zip(task.members, state.failed.tolist(), strict=True) if failed
             ]
         if again:
-            events.write("again", [(None, {"members": again})], step=state.step)
+            events.write("again", [(None, {"members": again})], step=timeline.step(state))
     finally:
         events.close()
     result = {
@@ -96,7 +98,7 @@ def train_stack(
         },
         "batch_norm": has_batch_norm(stack.problem.potential.network.template),
         "num_data": stack.problem.potential.num_data,
-        "steps": state.step,
+        "steps": timeline.step(state),
         "seconds": time.monotonic() - start,
         "device": str(stack.device),
         "executor": stack.executor,
@@ -110,8 +112,6 @@ def train_stack(
 def _write_members(task: StackTask, stack: Prepared, data: Data, run: RunDir) -> list[dict[str, Any]]:
     """Write each usable member's posterior; one entry a member, in the order of the stack."""
     state, stopping = stack.state, stack.early_stopping
-    if stopping is not None:
-        stopping.restore(state)
     # Members that diverged before a posterior could be formed must not hide why.
     failed = state.failed.tolist()
     posteriors = [] if all(failed) else stack.recipe.method.posterior(state)

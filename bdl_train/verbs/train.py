@@ -328,6 +328,7 @@ def _collect(
         results=results,
         data=work.data,
         inputs={name: value for name, value in work.inputs.items() if name != "data"},
+        temperature=work.recipe.method.target_temperature,
         seconds=time.monotonic() - work.start,
     )
     return status, evaluation, metrics

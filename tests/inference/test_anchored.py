@@ -205,7 +205,7 @@ def test_without_a_known_noise_targets_are_kept_by_default():
 
 @pytest.mark.parametrize("likelihood", [LEARNED_NOISE, Categorical()])
 def test_perturbing_targets_without_a_known_noise_is_refused(likelihood):
-    setting = Setting(Gaussian(scale=1.0, fan_in=False), likelihood, 10, 5)
+    setting = Setting(Gaussian(scale=1.0, fan_in=False), likelihood, 10, 40, 8)
     with pytest.raises(UsageError, match=r"inference.perturb_targets=true needs .*learn_noise=false"):
         anchored(perturb_targets=True).check(setting)
     anchored(perturb_targets=False).check(setting)

@@ -177,14 +177,14 @@ def test_the_schedule_governs_the_epochs_before_and_lr_factor_the_rest():
     ],
 )
 def test_settings_that_leave_too_few_snapshots_are_refused(changed: dict[str, Any], message: str):
-    setting = Setting(Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, num_epochs=10, steps_per_epoch=5)
+    setting = Setting(Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, 10, 40, 8)
     with pytest.raises(UsageError, match=message):
         swag(**changed).check(setting)
 
 
 @pytest.mark.parametrize("changed", [{}, {"start_epoch": 8}, {"snapshot_every": 12}, {"start_epoch": 0}])
 def test_the_check_counts_the_snapshots_that_training_takes(changed: dict[str, Any]):
-    swag(**changed).check(Setting(Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, 10, 5))
+    swag(**changed).check(Setting(Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, 10, 40, 8))
     the_work = work(example("mlp"), [0], batch_size=5, num_epochs=10)  # 26 examples: 5 steps an epoch
     method = swag(**changed)
     state = method.init(the_work.problem)
@@ -199,11 +199,7 @@ def test_too_few_snapshots_are_refused_with_the_fewest_epochs_that_do(start_epoc
     refused: dict[int, str] = {}
     for num_epochs in range(1 + (start_epoch or 0), 60):
         try:
-            method.check(
-                Setting(
-                    Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, num_epochs=num_epochs, steps_per_epoch=5
-                )
-            )
+            method.check(Setting(Gaussian(scale=1.0, fan_in=False), KNOWN_NOISE, num_epochs, 40, 8))
         except UsageError as error:
             refused[num_epochs] = str(error)
     for num_epochs, said in refused.items():

@@ -173,10 +173,13 @@ def _most(values: np.ndarray) -> np.ndarray:
 
 
 def _steps_per_epoch(material: Material) -> float | None:
-    """Optimiser steps of an epoch, from the steps that stacks planned."""
+    """Optimiser steps of an epoch, from the steps that stacks planned; None where epochs differ in length."""
     trainer = material.config.get("trainer")
     most = trainer.get("max_epochs") if isinstance(trainer, dict) else None
     planned = [
-        one for value in material.history.progress.values() if isinstance(one := value.get("num_steps"), int)
+        value for value in material.history.progress.values() if isinstance(value.get("num_steps"), int)
     ]
-    return max(planned) / most if planned and isinstance(most, int) and most > 0 else None
+    if any(value.get("num_epochs", most) != most for value in planned):
+        return None
+    steps = [value["num_steps"] for value in planned]
+    return max(steps) / most if steps and isinstance(most, int) and most > 0 else None
