@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from bdl_train.priors import BoundGaussian, BoundPrior, Prior, join
 from bdl_train.stack import Layout, StackedNetwork
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Potential:
 
     @cached_property
     def _nll_and_grad(self) -> "NllAndGrad":
-        return CompiledOrEager(self) if self.compile else self.nll_and_grad
+        if not self.compile:
+            return self.nll_and_grad
+        return compiled_or_eager(self.traceable_nll_and_grad, self.nll_and_grad, self.network)
 
     def nll_and_grad(
         self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
@@ -118,39 +122,58 @@ class Potential:
         grad_MP, (_, (nll_M, new_buffers)) = torch.func.grad_and_value(total, has_aux=True)(flat)
         return nll_M, grad_MP, new_buffers
 
+    def traceable_value_and_grad(
+        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+    ) -> "Gradient":
+        """The same as `value_and_grad` as one graph for a compiler."""
+
+        def total(leaf: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
+            log_lik_MB, new_buffers = self.log_likelihood(leaf, buffers, batch, train=True)
+            nll_M = -log_lik_MB.mean(-1)
+            value_M = nll_M - self.prior.log_prob(leaf) / self.num_data
+            return value_M.sum(), (value_M, nll_M, new_buffers)
+
+        grad_MP, (_, (value_M, nll_M, new_buffers)) = torch.func.grad_and_value(total, has_aux=True)(flat)
+        return Gradient(value_M, nll_M, grad_MP, new_buffers)
+
 
 NllAndGrad = Callable[[Tensor, Mapping[str, Tensor], Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 
-class CompiledOrEager:
-    """A gradient under torch.compile; where torch cannot compile it, the eager one, and the log says why.
+def compiled_or_eager(
+    traceable: Callable[..., T], eager: Callable[..., T], network: StackedNetwork
+) -> Callable[..., T]:
+    """A step under torch.compile; where torch cannot compile it, the eager one, and the log says why.
 
     A graph is compiled at the first call and for each new shape of a batch.
+
+    Args:
+        traceable: What to compile, as one graph.
+        eager: The same function, for where that fails.
+        network: What both of them run, in train mode.
     """
+    # One process trains one stack at a time; graphs of the stack before would count against torch's limit.
+    torch.compiler.reset()
+    run = torch.compile(traceable, fullgraph=True, dynamic=False)
 
-    def __init__(self, potential: Potential) -> None:
-        self._eager, self._template = potential.nll_and_grad, potential.network.template
-        # One process trains one stack at a time; graphs of the stack before would count against torch's limit.
-        torch.compiler.reset()
-        self._run = torch.compile(potential.traceable_nll_and_grad, fullgraph=True, dynamic=False)
-
-    def __call__(
-        self, flat: Tensor, buffers: Mapping[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        self._template.train()
+    def call(*args: Any) -> T:
+        nonlocal run
+        network.template.train()
         try:
-            return self._run(flat, buffers, batch)
+            return run(*args)
         except Exception as error:  # dynamo, inductor and the C++ compiler each raise their own
-            if self._run is self._eager:
+            if run is eager:
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             log.warning(
-                "trainer.compile: torch cannot compile this gradient, it runs uncompiled: %s: %s",
+                "trainer.compile: torch cannot compile this step, it runs uncompiled: %s: %s",
                 type(error).__name__,
                 " ".join(lines[:2]),
             )
-            self._run = self._eager
-            return self._eager(flat, buffers, batch)
+            run = eager
+            return eager(*args)
+
+    return call
 
 
 class Gradient(NamedTuple):

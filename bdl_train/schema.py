@@ -1,5 +1,6 @@
 """What a verb can be given: root keys, groups and their choices, read from the YAML files without Hydra."""
 
+import difflib
 import functools
 import importlib.util
 import re
@@ -196,14 +197,19 @@ def check_config_dir(config_dir: Path) -> None:
 
 
 def nearest_key(word: str, keys: list[str]) -> str:
-    """`" Did you mean 'x'?"`: the same last part elsewhere (`lr`: `optimizer.lr`), then the nearest spelling.
+    """`" Did you mean 'x'?"`: the same last part elsewhere (`lr`: `optimizer.lr`, `inference.lr`), then the nearest
+    spelling.
 
     Dotted words are compared by last part within their group: the group's own letters would make all alike.
     """
     parent, _, leaf = word.rpartition(".")
-    for key in sorted(keys, key=len):
-        if "." in key and key.rpartition(".")[2] == leaf:
-            return f" Did you mean '{key}'?"
+    same = sorted(
+        (key for key in set(keys) if "." in key and key.rpartition(".")[2] == leaf), key=lambda k: (len(k), k)
+    )
+    if same and parent:
+        same = difflib.get_close_matches(word, same, 1, 0.0)
+    if same:
+        return f" Did you mean {' or '.join(repr(key) for key in same[:2])}?"
     siblings = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
     others = {key.rpartition(".")[2]: key for key in sorted(keys, reverse=True)}
     leaves = siblings if parent and siblings else others

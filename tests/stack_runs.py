@@ -5,18 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from safetensors.torch import load_file
+from small_methods import class_of
 from tiny_problems import config_of, data_of, example, node_of
 from torch import Tensor
 
 from bdl_train.data import Data
 from bdl_train.inference._descent import DescentState
-from bdl_train.inference.anchored import Anchored
-from bdl_train.inference.deep_ensemble import DeepEnsemble
-from bdl_train.inference.swag import Swag
 from bdl_train.runs import RunDir
 from bdl_train.training.prepared import StackTask
+from bdl_train.training.timeline import Timeline
 
-METHODS = {"deep_ensemble": DeepEnsemble, "anchored": Anchored, "swag": Swag}
 MEMBERS = (0, 1, 2)
 CONV = {
     "model": {"_target_": "tiny_problems.SmallConvNet", "num_outputs": 3},
@@ -74,12 +72,12 @@ def events_of(run: RunDir) -> list[dict[str, Any]]:
 
 
 def at_step(monkeypatch, method: str, step: int, act: Callable[[DescentState], None]) -> None:
-    """Call `act` once, just before the step with this number."""
-    cls, done = METHODS[method], []
+    """Call `act` once, just before the step with this number, counted over all phases."""
+    cls, done = class_of(method), []
     plain = cls.step
 
     def watched(self: Any, state: Any, batch: Any) -> Any:
-        if state.step == step and not done:
+        if not done and Timeline(self.phases(state.problem.setting)).step(state) == step:
             done.append(step)
             act(state)
         return plain(self, state, batch)

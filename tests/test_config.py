@@ -90,7 +90,7 @@ def test_braces_without_a_target_change_the_chosen_class():
             ["model.hiden=[3]"],
             r"Unknown key 'model.hiden' \(from 'model.hiden=\[3\]'\). Did you mean 'model.hidden'?",
         ),
-        (["lr=3"], "Unknown key 'lr' .* Did you mean 'optimizer.lr'?"),
+        (["lr=3"], "Unknown key 'lr' .* Did you mean 'inference.lr' or 'optimizer.lr'?"),
         (["epochs=3"], "Unknown key 'epochs' .* Did you mean 'trainer.max_epochs'?"),
         (["num_member=3"], "Unknown key 'num_member' .* Did you mean 'num_members'?"),
         (["modl=mlp"], "Unknown key 'modl' .* Did you mean 'model'?"),

@@ -30,6 +30,7 @@ GROUPS = {
 FOREIGN_GROUPS = {
     "optimizer": "torch.optim.",
     "trainer": "bdl_train.training.settings.",
+    "budget": "bdl_train.distributed.budget.",
     "experiment": "",
     "analysis": "",
 }

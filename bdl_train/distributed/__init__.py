@@ -57,6 +57,11 @@ class Cluster(ABC):
     def resources(self) -> Resources:
         """What there is, before anything is started."""
 
+    @property
+    def needs_whole_plan(self) -> bool:
+        """Whether every stack must be planned before the first one starts."""
+        return False
+
 
 class Launcher(Cluster):
     """Carries out a plan from this process, `bdl train`.

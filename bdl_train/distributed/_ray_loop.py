@@ -63,7 +63,8 @@ class RayLoop:
         ray: The module, connected.
         job: Of the run.
         num_workers: Stacks at the same time; None = as many as Ray finds room for, also on nodes that join later.
-        max_retries: Crashes of a stack that are answered by another try; then it is cut into halves.
+        max_retries: Crashes of a stack that are answered by another try; then it is cut into halves, or given up if
+            its members interact.
     """
 
     def __init__(self, ray: Any, job: Job, *, num_workers: int | None, max_retries: int) -> None:
@@ -228,7 +229,9 @@ class RayLoop:
             log.warning("Stack %s: %s, it starts again from its checkpoint", task.id, reason)
             decisions.note("retry", task.id, reason=reason)
             return None
-        if len(task.members) > 1:
+        if len(task.members) > 1 and task.together is not None:
+            reason += f", and it is not cut: {task.together}"
+        elif len(task.members) > 1:
             log.warning("Stack %s: %s, it is cut into halves", task.id, reason)
             decisions.note("split", task.id, reason=reason)
             return split(self._run, task, reason)

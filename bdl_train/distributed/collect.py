@@ -26,6 +26,10 @@ class Collect(Launcher):
     def resources(self) -> Resources:
         return Resources(1, 0)
 
+    @property
+    def needs_whole_plan(self) -> bool:
+        return True
+
     def launch(
         self, tasks: Sequence[StackTask], job: Job, tick: Callable[[], None]
     ) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from bdl_train.training.prepared import StackTask
 
 def halves(task: StackTask) -> tuple[StackTask, StackTask]:
     """The two stacks that take the place of one; members keep their numbers and so their seeds."""
+    assert task.together is None, f"stack {task.id} is never cut: {task.together}"
     middle = len(task.members) // 2
     return (
         replace(task, id=f"{task.id}a", members=task.members[:middle]),
@@ -24,11 +25,16 @@ def follow_ups(task: StackTask, result: Mapping[str, Any]) -> tuple[StackTask, .
     """The stacks to train after this one.
 
     Raises:
-        UsageError: the result names members that the stack does not have.
+        UsageError: the result names members that the stack does not have, or takes apart members that interact.
     """
+    again = result.get("again") or []
+    if task.together is not None and (again or result["status"] == "split"):
+        raise UsageError(
+            f"result.json of stack {task.id} is damaged: it takes apart members that must be in one stack: "
+            f"{task.together}."
+        )
     if result["status"] == "split":
         return halves(task)
-    again = result.get("again") or []
     if not again:
         return ()
     if not isinstance(again, list) or not set(again) <= set(task.members):

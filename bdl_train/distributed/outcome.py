@@ -109,6 +109,7 @@ def write_manifest(
     inputs: Mapping[str, Any],
     temperature: float,
     seconds: float,
+    num_members: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `manifest.json`: after it the run is finished.
 
@@ -121,6 +122,7 @@ def write_manifest(
         inputs: What else went into it: `prior_run`, or nothing.
         temperature: T of the posterior.
         seconds: Of this session, from its start to the end.
+        num_members: How their number was chosen, where it was.
     """
     steps = {stack: result.get("steps") for stack, result in results.items()}
     device_seconds = sum(result.get("seconds", 0.0) for result in results.values())
@@ -130,6 +132,7 @@ def write_manifest(
             "status": status,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "members": entries,
+            **({} if num_members is None else {"num_members": num_members}),
             # What the potential used, trainer.member_fraction included; all of it where nothing was trained.
             "num_data": next((r["num_data"] for r in results.values() if "num_data" in r), len(data.train)),
             "data": {

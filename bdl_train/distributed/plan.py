@@ -41,12 +41,12 @@ class Plan:
         return {"num_workers": self.num_workers, "reasons": list(self.reasons), "stacks": stacks}
 
     @classmethod
-    def from_json(cls, stored: Any, num_members: int) -> "Plan":
+    def from_json(cls, stored: Any, num_members: int | str) -> "Plan":
         """The inverse of `to_json`, of a file that anyone may have written: ids become folders, members seeds.
 
         Args:
             stored: What the file holds.
-            num_members: M of the run's config.
+            num_members: M of the run's config; where that is a text, `auto`, the stacks themselves say how many.
 
         Raises:
             UsageError: missing or misshapen entries, or stacks that do not hold each member once.
@@ -61,9 +61,10 @@ class Plan:
         if len({task.id for task in stacks}) < len(stacks):
             raise UsageError("plan.json is damaged: two stacks have the same id.")
         held = [member for task in stacks for member in task.members]
-        if len(held) != num_members or set(held) != set(range(num_members)):
+        expected = len(held) if isinstance(num_members, str) else num_members
+        if len(held) != expected or set(held) != set(range(expected)):
             raise UsageError(
-                f"plan.json is damaged: its stacks must hold each of the config's {num_members} members "
+                f"plan.json is damaged: its stacks must hold each of the config's {expected} members "
                 f"(num_members) once, they hold {len(held)} entries with {len(set(held))} different members."
             )
         return made
@@ -78,6 +79,7 @@ def _task_from_json(stored: Any) -> StackTask:
         gpus=stored["gpus"],
         attempt=stored["attempt"],
         ranks=stored.get("ranks", 1),
+        together=stored.get("together"),
     )
     if not isinstance(task.id, str) or not _ID.fullmatch(task.id):
         raise ValueError(f"id {task.id!r} of a stack must be three or more digits")
@@ -87,6 +89,8 @@ def _task_from_json(stored: Any) -> StackTask:
         raise ValueError(f"attempt of stack {task.id} must be 0 or more, got {task.attempt!r}")
     if not _is_int(task.ranks, 1):
         raise ValueError(f"ranks of stack {task.id} must be 1 or more, got {task.ranks!r}")
+    if not isinstance(task.together, str | None):
+        raise ValueError(f"together of stack {task.id} must be text or null, got {task.together!r}")
     if not _is_int(task.cpus, 1):
         raise ValueError(f"cpus of stack {task.id} must be 1 or more, got {task.cpus!r}")
     # `type`, not `isinstance`: a bool is an int.
@@ -114,6 +118,7 @@ def plan(
     cpus_per_stack: int | None,
     gpus_per_stack: float,
     ranks_per_stack: int = 1,
+    together: str | None = None,
 ) -> Plan:
     """Decide stacks and their shares of the machine.
 
@@ -125,12 +130,18 @@ def plan(
         cpus_per_stack: Threads a stack, or of each of its ranks; None = an equal share of all.
         gpus_per_stack: Share of a GPU of a stack, or of each of its ranks, 0 to 1.
         ranks_per_stack: Processes that split the batches of one stack.
+        together: Why all members must be in one stack; None = each is on its own.
 
     Raises:
-        UsageError: no members, or a stack that no resource can ever hold.
+        UsageError: no members, a stack that no resource can ever hold, or several for members that interact.
     """
     if num_members < 1:
         raise UsageError(f"num_members must be 1 or more, got {num_members}.")
+    if together is not None and members_per_stack is not None and members_per_stack < num_members:
+        raise UsageError(
+            f"cluster.members_per_stack={members_per_stack} would cut {count(num_members, 'member')} into several "
+            f"stacks, and they must be in one: {together}. Set it to {num_members} or more, or to null."
+        )
     if ranks_per_stack > 1 and 0 < gpus_per_stack < 1:
         raise UsageError(
             f"cluster.gpus_per_stack={gpus_per_stack} with cluster.ranks_per_stack={ranks_per_stack}: ranks cannot "
@@ -147,7 +158,10 @@ def plan(
             f"{count(resources.gpus, 'GPU')}"
         )
         slots = fit
-    if members_per_stack is None:
+    if together is not None:
+        size = num_members
+        reasons.append(f"all {count(num_members, 'member')} in one stack: {together}")
+    elif members_per_stack is None:
         size = min(MEMBERS_PER_STACK, math.ceil(num_members / slots))
         reasons.append(
             f"up to {count(size, 'member')} in a stack: {count(num_members, 'member')} over "
@@ -175,6 +189,7 @@ def plan(
             cpus=cpus,
             gpus=gpus_per_stack,
             ranks=ranks_per_stack,
+            together=together,
         )
         for i, share in enumerate(shares)
     )
@@ -217,10 +232,19 @@ def refit(recorded: Plan, today: Plan) -> Plan:
     Args:
         recorded: The plan of the run; its stacks, members and attempts stay.
         today: What `plan` says for as many members here and now.
+
+    Raises:
+        UsageError: the recorded plan cuts members that must be in one stack.
     """
     share = today.stacks[0]
+    if share.together is not None and len(recorded.stacks) > 1:
+        raise UsageError(
+            f"plan.json is damaged: it has {len(recorded.stacks)} stacks for members that must be in one: "
+            f"{share.together}."
+        )
     stacks = tuple(
-        replace(task, cpus=share.cpus, gpus=share.gpus, ranks=share.ranks) for task in recorded.stacks
+        replace(task, cpus=share.cpus, gpus=share.gpus, ranks=share.ranks, together=share.together)
+        for task in recorded.stacks
     )
     if stacks == recorded.stacks:
         return recorded

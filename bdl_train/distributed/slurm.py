@@ -82,6 +82,10 @@ class Slurm(Submitter):
     def resources(self) -> Resources:
         return Resources.of_nodes([(self.cpus_per_node, self.gpus_per_node)] * self.nodes)
 
+    @property
+    def needs_whole_plan(self) -> bool:
+        return self.shape == "array"
+
     def submit(self, run: RunDir) -> Submission:
         if shutil.which("sbatch") is None:
             raise UsageError(

@@ -23,7 +23,7 @@ def split(run: RunDir, task: StackTask, reason: str) -> dict[str, Any]:
 
     Args:
         run: The run.
-        task: A stack of two members or more that nobody works on.
+        task: A stack of two members or more that nobody works on, and whose members do not interact.
         reason: Why it is cut.
 
     Returns:

@@ -11,6 +11,7 @@ import pandas as pd
 from bdl_train.data import Data, Part
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.bootstrap import metrics_with_intervals
+from bdl_train.evaluation.diagnostics_chapter import Diagnosis, diagnose
 from bdl_train.evaluation.evaluate import Evaluation
 from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.rows import RowScores
@@ -79,6 +80,11 @@ class Case:
     @cached_property
     def module(self) -> MixtureModule:
         return MixtureModule(self.artefact, device=self.predictor.device, num_draws=self.predictor.num_draws)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Of the chains, or why there are none, and of pairs of members."""
+        return diagnose(self.artefact, self.predictor, self.part, self.evaluation.members)
 
     @property
     def inputs(self) -> pd.DataFrame | None:

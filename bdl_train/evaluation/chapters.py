@@ -62,6 +62,7 @@ def standard_chapters(case: Case, seed: int) -> Iterator[Section]:
     yield section_or_reason("data", "Data", partial(_data, case))
     yield calibration_section(rows, metrics)
     yield members_section(case.evaluation.members, values, target.name)
+    yield case.diagnosis.section
     yield uncertainty_section(rows, target)
     yield examples_section(rows, case.evaluation.row_ids, target, case.inputs, case.part.x)
     if rows.probs is None:

@@ -69,8 +69,9 @@ def write_evaluation(
     split: str,
     chapters: Iterable[Section] = (),
     asked: Sequence[str] = (),
+    diagnostics: Sequence[Metric] = (),
 ) -> dict[str, float | None]:
-    """Write `evaluation/<name>/`; returns the flat metrics, keyed `split/metric`.
+    """Write `evaluation/<name>/`; returns the flat metrics, keyed `split/metric` and `diagnostics/metric`.
 
     Args:
         run: The run.
@@ -79,13 +80,18 @@ def write_evaluation(
         split: What the rows are.
         chapters: Written one by one into `sections/` as they come; those of an earlier evaluation go.
         asked: The words of `bdl evaluate`, kept in `asked.json` for the report.
+        diagnostics: Of the posterior, beside the metrics of the split.
     """
     folder = run.evaluation(name)
     shutil.rmtree(folder / SECTIONS, ignore_errors=True)
     (folder / "report.html").unlink(missing_ok=True)
     # Whoever reads between now and the end finds no hashes, or files that do not match those that there were.
     (folder / "hashes.json").unlink(missing_ok=True)
-    flat = {f"{split}/{metric.key}": metric.value for metric in evaluation.metrics}
+    keyed = [
+        *((f"{split}/{metric.key}", metric) for metric in evaluation.metrics),
+        *((f"diagnostics/{metric.key}", metric) for metric in diagnostics),
+    ]
+    flat = {key: metric.value for key, metric in keyed}
     files = ["metrics.json", "metrics_detail.parquet", "predictions.parquet"]
     write_json(folder / files[0], flat)
     (folder / ASKED).unlink(missing_ok=True)
@@ -97,34 +103,35 @@ def write_evaluation(
         names = evaluation.target.classes
         columns |= {f"p_{name}": evaluation.rows.probs[:, k] for k, name in enumerate(names)}
     _write_parquet(folder / files[2], pd.DataFrame(columns))
-    _write_parquet(folder / files[1], _details(evaluation, split))
+    details = _details(keyed, len(evaluation.rows))
+    _write_parquet(folder / files[1], details)
     sliced = []
     for section in chapters:
         files += [f"{SECTIONS}/{file}" for file in write_section(folder / SECTIONS, section)]
         if section.key == "slices" and "metrics" in section.tables:
             sliced.append(section.tables["metrics"].query("slice != 'all'"))
-    detail = [_details(evaluation, split), *(_slice_details(one, split) for one in sliced)]
+    detail = [details, *(_slice_details(one, split) for one in sliced)]
     _write_parquet(folder / files[1], pd.concat(detail, ignore_index=True))
     write_json(folder / "hashes.json", {file: sha256(folder / file) for file in files})
     return flat
 
 
-def _details(evaluation: Evaluation, split: str) -> pd.DataFrame:
+def _details(keyed: Sequence[tuple[str, Metric]], num_rows: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "key": f"{split}/{metric.key}",
+                "key": key,
                 "slice": "all",
                 "value": metric.value,
                 "low": metric.low,
                 "high": metric.high,
-                "n": len(evaluation.rows),
+                "n": num_rows,
                 "unit": metric.unit,
                 "meaning": metric.meaning,
                 "better": metric.better,
                 "reason": _reason(metric),
             }
-            for metric in evaluation.metrics
+            for key, metric in keyed
         ]
     )
 

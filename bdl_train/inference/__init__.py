@@ -86,6 +86,7 @@ class Problem:
         schedule: Factor on its learning rate, a function of the step.
         setting: What `Method.check` saw.
         noise_seeds: One seed a member, for the method's own randomness.
+        compile_steps: Whether a method whose whole step can be compiled is to do so.
         clip_norm: Largest gradient norm of one member, or None.
     """
 
@@ -96,6 +97,7 @@ class Problem:
     setting: Setting
     noise_seeds: Sequence[int]
     clip_norm: float | None = None
+    compile_steps: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,6 +143,11 @@ class State(ABC):
     phase: int
     step: int
 
+    @property
+    def beside_weights(self) -> dict[str, Tensor]:
+        """What else early stopping must take back with the best weights, `[M, ...]` each, changed in place."""
+        return {}
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings and mappings of them only.
@@ -163,6 +170,15 @@ class Method(ABC, Generic[S]):
 
     needs_per_example_likelihood: ClassVar[bool] = False
     """Whether batch norm in train mode, under which examples of a batch depend on each other, must be refused."""
+
+    when_diverged: ClassVar[str] = "lower optimizer.lr or set trainer.clip_norm"
+    """What to try when a member's potential turned NaN or infinite."""
+
+    needs_dropout: ClassVar[bool] = False
+    """Whether the network must have dropout layers whose masks can be drawn again, those of `bdl_train.models`."""
+
+    needs_fixed_potential: ClassVar[bool] = False
+    """Whether dropout, under which the potential is another function at each call, must be refused."""
 
     unused_groups: ClassVar[tuple[str, ...]] = ()
     """Config groups that the method has no use for: `optimizer`, `scheduler`."""

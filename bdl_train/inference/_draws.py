@@ -73,7 +73,11 @@ class Kept:
         self.count = 0
 
     def take(self, stack: Stack, traces: Mapping[str, Tensor]) -> None:
-        """Keep the present weights, with one number `[M]` for each trace."""
+        """Keep the present weights, with one number `[M]` for each trace; of more than K, the last ones stay."""
+        if self.count == self.flat.shape[1]:
+            for taken in (self.flat, *self.buffers.values(), *self.traces.values()):
+                taken[:, :-1] = taken[:, 1:].clone()
+            self.count -= 1
         self.flat[:, self.count] = stack.flat
         for name, buffer in stack.buffers.items():
             self.buffers[name][:, self.count] = buffer

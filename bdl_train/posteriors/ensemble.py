@@ -49,18 +49,19 @@ class EnsemblePosterior:
         Raises:
             UsageError: as `num_components`.
         """
-        drawn, log_weights, owners = [], [], []
+        drawn, log_weights, owners, centres = [], [], [], []
         for index, member in zip(self.ids, self.members, strict=True):
             count = self._count(member, num_draws)
             for one in member.draw(count, member_seed(self.seed, index, Stream.DRAWS)):
                 drawn.append(one)
                 log_weights.append(-math.log(self.num_members * count))
                 owners.append(index)
+                centres.append(member.centre)
                 if len(drawn) == chunk_size:
-                    yield stack_draws(drawn, log_weights, owners)
-                    drawn, log_weights, owners = [], [], []
+                    yield stack_draws(drawn, log_weights, owners, centres)
+                    drawn, log_weights, owners, centres = [], [], [], []
         if drawn:
-            yield stack_draws(drawn, log_weights, owners)
+            yield stack_draws(drawn, log_weights, owners, centres)
 
     def _count(self, member: MemberPosterior, num_draws: int | None) -> int:
         if num_draws is None:

@@ -4,12 +4,15 @@ Shape letters: C draws of a chunk, B rows, O outputs, P parameters.
 """
 
 import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bdl_train.dense import DenseNetwork
 from bdl_train.likelihoods import PREFIX
@@ -30,13 +33,30 @@ class Chunk:
 
     draws: Draws
     params: dict[str, Tensor]
+    centres: dict[str, Tensor] | None = None
 
     @classmethod
     def of(cls, draws: Draws, layout: Layout, device: torch.device) -> "Chunk":
         flat = draws.flat.to(device)
         buffers = {name: buffer.to(device) for name, buffer in draws.buffers.items()}
-        here = Draws(flat, buffers, draws.log_weights.to(device), draws.members)
-        return cls(here, layout.unflatten(flat))
+        centres = None if draws.centres is None else draws.centres.to(device)
+        here = Draws(flat, buffers, draws.log_weights.to(device), draws.members, centres)
+        return cls(here, layout.unflatten(flat), None if centres is None else layout.unflatten(centres))
+
+    def outputs(self, run: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """What the draws say, `[C, B, O]`, where `run` gives the network's outputs with given weights.
+
+        Draws with a centre c speak for the linearised network, f_c(x) + J_c(x) (θ − c), by one forward derivative.
+
+        Source:
+            Immer et al. (2021), arXiv:2008.08217, equation 8.
+        """
+        if self.centres is None:
+            return run(self.params)
+        _load_forward_rules()
+        tangents = {name: self.params[name] - centre for name, centre in self.centres.items()}
+        at_centre, change = torch.func.jvp(run, (self.centres,), (tangents,))  # pyright: ignore[reportAssignmentType]
+        return at_centre + change
 
     @property
     def likelihood_params(self) -> dict[str, Tensor]:
@@ -47,6 +67,14 @@ class Chunk:
         """Parameters and buffers by name, apart for each draw."""
         apart = {name: value.unbind() for name, value in (self.params | self.draws.buffers).items()}
         return [{name: values[c] for name, values in apart.items()} for c in range(len(self.draws))]
+
+
+@cache
+def _load_forward_rules() -> None:
+    """Let torch load its rules of forward derivatives, which use what torch itself calls deprecated."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 class Forward:
@@ -81,6 +109,7 @@ class Forward:
         template.eval()
         kind = "cpu" if self._device.type == "cpu" else "cuda"
         self._vmapped, self._dense = StackedNetwork(template, "vmap"), DenseNetwork.of(template)
+        self._looped = StackedNetwork(template, "loop")
         self._slots = list(template.named_parameters())
         self._buffer_slots = list(template.named_buffers())
         self._fastest: dict[tuple[int, int], Executor] = {}
@@ -109,12 +138,20 @@ class Forward:
         return torch.cat([run(chunk, part) for part in x.split(size)], dim=1)
 
     def _vmap(self, chunk: Chunk, x: Tensor) -> Tensor:
-        if self._dense is not None:  # what `_vmapped` would do, without its bookkeeping
-            return self._dense(chunk.params, x, shared=True)
-        return self._vmapped(chunk.params, chunk.draws.buffers, x, train=False, shared=True)[0]
+        dense = self._dense
+        if dense is not None:  # what `_vmapped` would do, without its bookkeeping
+            return chunk.outputs(lambda params: dense(params, x, shared=True))
+        return chunk.outputs(lambda params: self._batched(self._vmapped, params, chunk, x))
+
+    def _batched(
+        self, network: StackedNetwork, params: Mapping[str, Tensor], chunk: Chunk, x: Tensor
+    ) -> Tensor:
+        return network(params, chunk.draws.buffers, x, train=False, shared=True)[0]
 
     def _loop(self, chunk: Chunk, x: Tensor) -> Tensor:
         """One draw after another, its weights put into the network: faster than `functional_call`."""
+        if chunk.centres is not None:
+            return chunk.outputs(lambda params: self._batched(self._looped, params, chunk, x))
         outputs = []
         for values in chunk.by_draw:
             for name, slot in self._slots:

@@ -5,17 +5,14 @@ the law of total variance. Weights stay constants. Shape letters: C components o
 """
 
 import functools
-from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution
-from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from bdl_train.posteriors.artefact import Artefact
 from bdl_train.predictive._forward import Chunk
-from bdl_train.predictive.stats import NumberStats, stats_of
+from bdl_train.predictive.stats import NumberStats, class_log_probs, stats_of
 from bdl_train.specs import TargetKind
 from bdl_train.stack import Stack, StackedNetwork, choose_executor
 
@@ -155,11 +152,13 @@ class MixtureModule(nn.Module):
 
     def _sums(self, chunk: Chunk, x: Tensor) -> tuple[Tensor, ...]:
         """What the components of one chunk add, `[B, ...]` each."""
-        outputs, _ = self._network(chunk.params, chunk.draws.buffers, x, train=False, shared=True)
+        outputs = chunk.outputs(
+            lambda params: self._network(params, chunk.draws.buffers, x, train=False, shared=True)[0]
+        )
         components = self._likelihood.distribution(outputs, chunk.params)
         log_weights = chunk.draws.log_weights
         if self.is_class:
-            log_probs_CBK = _log_probs(components).double()
+            log_probs_CBK = class_log_probs(components).double()
             log_joint_BK = torch.logsumexp(log_probs_CBK + log_weights[:, None, None], dim=0)
             return log_joint_BK, log_weights.exp() @ _entropy(log_probs_CBK)
         stats = stats_of(components, log_weights, None)
@@ -170,19 +169,3 @@ class MixtureModule(nn.Module):
 def _entropy(log_probs: Tensor) -> Tensor:
     """−Σ p log p over the last axis; the clamp makes 0 log 0 = 0, with a gradient of 0."""
     return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-
-
-@singledispatch
-def _log_probs(components: Distribution) -> Tensor:
-    """`[C, B, K]`."""
-    raise TypeError(f"{type(components).__name__} components have no class probabilities.")
-
-
-@_log_probs.register
-def _(components: Categorical) -> Tensor:
-    return components.logits
-
-
-@_log_probs.register
-def _(components: Bernoulli) -> Tensor:
-    return logsigmoid(torch.stack([-components.logits, components.logits], dim=-1))

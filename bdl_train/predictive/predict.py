@@ -191,7 +191,7 @@ class Predictor:
             self.inputs.shape,
             precision,
         )
-        draw_bytes = few.flat.element_size() * self.layout.num_params
+        draw_bytes = few.flat.element_size() * self.layout.num_params * (1 if few.centres is None else 2)
         self._keep_draws = draw_bytes * self.num_components <= DRAWS_BYTES
         draws_room = DRAWS_BYTES if self._keep_draws else DRAWS_BYTES // 4
         self.chunk_size = max(1, min(self.num_components, draws_room // draw_bytes, self._forward.most_draws))
@@ -233,6 +233,20 @@ class Predictor:
             raise ValueError(f"x must be [N, *{list(self.inputs.shape)}], got {list(x.shape)}.")
         for start in range(0, len(x), self.tile_rows):
             yield from self._tile(x, y, range(start, min(start + self.tile_rows, len(x))), per_component)
+
+    @torch.no_grad()
+    def each_draw(self, x: Tensor) -> Iterator[Distribution]:
+        """What every draw predicts by itself for a block of rows, in chunks of draws, member after member.
+
+        Args:
+            x: `[B, *shape]` as stored in `Data`, `block_rows` at most.
+
+        Yields:
+            Components of batch shape `[C, B]`, from outputs in float64.
+        """
+        x = self.inputs.prepare(x.to(self.device), self.dtype)
+        for chunk in self._chunks():
+            yield self.likelihood.distribution(self._forward(chunk, x).double(), chunk.params)
 
     @torch.no_grad()
     def _tile(self, x: Tensor, y: Tensor | None, tile: range, per_component: bool) -> list[TilePrediction]:

@@ -187,9 +187,7 @@ def _(components: Categorical, log_weights: Tensor, y: Tensor | None) -> ClassSt
 
 @stats_of.register
 def _(components: Bernoulli, log_weights: Tensor, y: Tensor | None) -> ClassStats:
-    # 1 - sigmoid(l) = sigmoid(-l), which keeps its digits where 1 - p has none left.
-    log_probs = logsigmoid(torch.stack([-components.logits, components.logits], dim=-1))
-    return _class_stats(log_probs, components, log_weights, y)
+    return _class_stats(class_log_probs(components), components, log_weights, y)
 
 
 def _class_stats(
@@ -224,6 +222,23 @@ def _(components: Categorical) -> Tensor:
 @class_probs.register
 def _(components: Bernoulli) -> Tensor:
     return torch.sigmoid(torch.stack([-components.logits, components.logits], dim=-1))
+
+
+@singledispatch
+def class_log_probs(components: Distribution) -> Tensor:
+    """Log probabilities of every component, `[C, B, K]`, which keep their digits where probabilities have none left."""
+    raise TypeError(f"{type(components).__name__} components have no class probabilities.")
+
+
+@class_log_probs.register
+def _(components: Categorical) -> Tensor:
+    return components.logits
+
+
+@class_log_probs.register
+def _(components: Bernoulli) -> Tensor:
+    # 1 - sigmoid(l) = sigmoid(-l), which keeps its digits where 1 - p has none left.
+    return logsigmoid(torch.stack([-components.logits, components.logits], dim=-1))
 
 
 @singledispatch

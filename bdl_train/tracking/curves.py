@@ -34,7 +34,8 @@ class EnsembleCurves:
     """Fed with all events of a run, in the order of each file, it gives points in the order of steps.
 
     Args:
-        stacks: Member numbers by stack id, of the plan.
+        stacks: Member numbers by stack id, of the plan. Stacks that are planned later announce themselves; of steps
+            that were given before they have no part.
     """
 
     def __init__(self, stacks: Mapping[str, Sequence[int]]) -> None:
@@ -123,6 +124,9 @@ class EnsembleCurves:
         rows = self._values.setdefault(key, {})
         if step not in rows:
             rows[step] = np.full(self._num_members, np.nan)
+        if member >= len(rows[step]):  # of stacks that were planned later
+            self._num_members = max(self._num_members, member + 1)
+            rows[step] = np.concatenate([rows[step], np.full(self._num_members - len(rows[step]), np.nan)])
         return rows[step]
 
 

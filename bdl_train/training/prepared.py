@@ -36,6 +36,7 @@ class StackTask:
         gpus: Share of a GPU of each; 0 = CPU.
         attempt: Of these members, part of their seeds.
         ranks: Processes that split its batches.
+        together: Why it is never cut, for methods whose members interact; None = members are on their own.
     """
 
     id: str
@@ -44,6 +45,7 @@ class StackTask:
     gpus: float
     attempt: int = 0
     ranks: int = 1
+    together: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a resolved config and a data set to the problem of one stack."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ class Recipe:
         setting = recipe.setting(data)
         recipe.method.check(setting)
         _check_rows(recipe.method, setting, data)
+        _check_together(recipe.method, recipe.trainer)
         if recipe.method.early_stopping is not None and len(data.val) == 0:
             raise UsageError(
                 "Early stopping needs a validation part: set data.val_fraction above 0, or inference.patience=null."
@@ -83,6 +84,14 @@ class Recipe:
                 f"inference={_name(recipe.method)} needs a likelihood per example, which batch norm in train mode is "
                 "not: use model.norm=group or model.norm=filter_response."
             )
+        if recipe.method.needs_fixed_potential and (layer := next(_random_layers(network), None)):
+            raise UsageError(
+                f"inference={_name(recipe.method)} needs a potential that is one function of the weights, and the "
+                f"network's {type(layer).__name__} makes it another one at each call: set the model's dropout "
+                "rates to 0."
+            )
+        if recipe.method.needs_dropout:
+            _require_dropout(_name(recipe.method), recipe.architecture, network)
         return recipe
 
     def num_data(self, data: Data) -> int:
@@ -183,7 +192,7 @@ class Recipe:
             prior,
             self.num_data(data),
             stack.layout,
-            compile=self.trainer.compile,
+            compile=self.trainer.compile is True,
             reduce=ranks.mean if ranks.world > 1 else None,
         )
         if ranks.world > 1:
@@ -199,6 +208,7 @@ class Recipe:
             setting=self.setting(data),
             noise_seeds=[member_seed(self.seed, m, Stream.NOISE, attempt) for m in members],
             clip_norm=self.trainer.clip_norm,
+            compile_steps=self.trainer.compile is not False,
         )
         return problem, f"{executor}: {reason}"
 
@@ -268,9 +278,59 @@ def _check_rows(method: Method[Any], setting: Setting, data: Data) -> None:
         )
 
 
+def _check_together(method: Method[Any], trainer: TrainerSettings) -> None:
+    reason = method.members_interact
+    if reason is None:
+        return
+    if trainer.on_divergence == "retry":
+        raise UsageError(
+            f"trainer.on_divergence=retry would train a diverged member once more without the others: {reason}. Use "
+            "trainer.on_divergence=mark."
+        )
+    if trainer.member_fraction < 1:
+        raise UsageError(
+            f"trainer.member_fraction={trainer.member_fraction:g} gives each member a posterior of its own, but "
+            f"{reason}: they need one in common. Use trainer.member_fraction=1."
+        )
+
+
+def _require_dropout(method: str, architecture: Architecture, network: nn.Module) -> None:
+    layers = list(_random_layers(network))
+    torchs = [type(layer).__name__ for layer in layers if not isinstance(layer, Dropout)]
+    if torchs:
+        raise UsageError(
+            f"inference={method}: masks of torch.nn.{torchs[0]} follow a global generator and the batch, so no mask "
+            "can be drawn that is one function of all rows, nor the same one again. Use "
+            "bdl_train.models._dropout.Dropout in your network."
+        )
+    if not layers:
+        rates = [f"model.{name}" for name in vars(architecture) if "dropout" in name]
+        advice = (
+            f"set {' or '.join(rates)} above 0"
+            if rates
+            else "this model has none to set: use model=mlp, lenet, wide_resnet or ft_transformer, or "
+            "bdl_train.models._dropout.Dropout in your own network"
+        )
+        raise UsageError(f"inference={method} draws dropout masks, and the network has no dropout: {advice}.")
+
+
 def _name(method: Method[Any]) -> str:
     """As it is written in a config."""
     return type(method).__module__.rpartition(".")[2]
+
+
+def _random_layers(network: nn.Module) -> Iterator[nn.Module]:
+    """Layers with a dropout rate above 0, the project's own and torch's."""
+    for module in network.modules():
+        rate = 0.0
+        if isinstance(module, Dropout):
+            rate = module.rate
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            rate = module.p
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            rate = module.dropout
+        if rate > 0:
+            yield module
 
 
 def _mixes_examples(network: nn.Module) -> bool:

@@ -21,7 +21,8 @@ class TrainerSettings:
         precision: Of weights and arithmetic, in Lightning's words.
         accelerator: `auto` uses a GPU where the plan gives the stack one.
         executor: How the members of a stack run: one batched call, or one after another.
-        compile: Compile the gradient step with torch.compile.
+        compile: Compile with torch.compile: true = the gradient; `auto` = the steps of methods whose whole step can be
+            compiled and is taken thousands of times on the same tensors, nothing else; false = nothing.
         clip_norm: Largest gradient norm of one member; null = no clipping.
         on_divergence: What becomes of a member whose potential turned NaN or infinite: `mark` leaves it out of the
             posterior, `retry` trains it once more, from other initial weights and in another data order, first.
@@ -35,7 +36,7 @@ class TrainerSettings:
     precision: Precision
     accelerator: Literal["auto", "cpu", "gpu"]
     executor: Literal["auto", "vmap", "loop"]
-    compile: bool
+    compile: bool | Literal["auto"]
     clip_norm: Annotated[float, Field(gt=0)] | None
     on_divergence: Literal["mark", "retry"]
     steps_per_call: Annotated[int, Field(ge=1)]

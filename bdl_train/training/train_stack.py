@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 STOPPED = {"status": "stopped"}
-DIVERGED = "its potential or gradient became NaN or infinite: lower optimizer.lr or set trainer.clip_norm"
+DIVERGED = "its potential or gradient became NaN or infinite"
 
 
 def train_stack(
@@ -118,7 +118,8 @@ def _write_members(task: StackTask, stack: Prepared, data: Data, run: RunDir) ->
     entries = []
     for m, member in enumerate(task.members):
         entry = {"id": member, "seed": member_seed(stack.recipe.seed, member, Stream.INIT, task.attempt)}
-        reason = DIVERGED if failed[m] else _why_unusable(posteriors[m])
+        diverged = f"{DIVERGED}: {stack.recipe.method.when_diverged}"
+        reason = diverged if failed[m] else _why_unusable(posteriors[m])
         if reason is None:
             posterior = _finalised(posteriors[m], stack, data, m, member)
             entry |= {"status": "done", **write_member(run.posterior, member, posterior)}
@@ -164,7 +165,8 @@ def _finalised(
     posterior: MemberPosterior, stack: Prepared, data: Data, m: int, member: int
 ) -> MemberPosterior:
     recipe, network = stack.recipe, stack.problem.potential.network
-    if posterior.num_atoms is not None or not has_batch_norm(network.template):
+    own_statistics = posterior.num_atoms is not None or posterior.at_trained_weights
+    if own_statistics or not has_batch_norm(network.template):
         return posterior
     x, rows = stack.module.train_part.x, stack.module.member_rows
     return finalise(

@@ -30,7 +30,8 @@ def read_config(run: RunDir) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise UsageError(f"{run.config} is damaged: expected a mapping, got {type(stored).__name__}.")
     schema = Schema.of("train")
-    needed = schema.required() - {"resume", "allow"}
+    # A run from before `num_members=auto` has no budget, and no use for one.
+    needed = schema.required() - {"resume", "allow", "budget"}
     absent = sorted(needed - set(stored))
     bad = sorted(
         key for key in needed & set(schema.groups) & set(stored) if not isinstance(stored[key], dict)

@@ -161,7 +161,9 @@ def _evaluate(settings: Settings, asked: Asked, launcher: Launcher, words: Seque
             yield one
 
     split = settings.part if path is None else "test"
-    write_evaluation(run_dir, settings.name, evaluation, split, chapters(), words)
+    write_evaluation(
+        run_dir, settings.name, evaluation, split, chapters(), words, diagnostics=case.diagnosis.metrics
+    )
     if maps and settings.num_draws is not None:
         print(
             "  the maps are not recorded: they were fitted with another num_draws than bdl predict uses by itself"

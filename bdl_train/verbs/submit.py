@@ -22,6 +22,7 @@ from bdl_train.distributed.queues import state_of
 from bdl_train.errors import Exit, RunFailedError, UsageError
 from bdl_train.runs import RunDir, lock_is_held, read_json, write_json
 from bdl_train.verbs._resume import check_unchanged, resumed_config
+from bdl_train.verbs._unused import refuse_unused
 from bdl_train.verbs.train import checked, new_run, remove_untrained
 
 POLL_S = 1.0
@@ -69,6 +70,7 @@ def _prepared(config: dict[str, Any], options: Options, cluster: Submitter) -> R
             raise UsageError(
                 "plan_only and check_prior are for bdl train: look first, then bdl submit resume=RUN."
             )
+        refuse_unused(config, options.overrides)
         return new_run(checked(config, cluster))
     words = tuple(word for word in options.overrides if override_key(word) != "follow")
     settled = {**resumed_config(config, replace(options, overrides=words)), "cluster": config["cluster"]}

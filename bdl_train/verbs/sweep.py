@@ -38,6 +38,7 @@ from bdl_train.sweeps.samplers import Sampler, check_axes, grid_size, probes, sp
 from bdl_train.sweeps.view import SweepView
 from bdl_train.verbs._resume import resumed_config
 from bdl_train.verbs._trials import THREAD, Trials, require_validation
+from bdl_train.verbs._unused import refuse_unused
 from bdl_train.verbs.train import checked
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ def run(config: dict[str, Any], options: Options) -> Exit:
     in_train = replace(options, verb="train")
     for words_of_trial in probes(axes):
         config = _composed(folder, words, words_of_trial, in_train)
+        refuse_unused(config, [*words.fixed, *words_of_trial])
         if words_of_trial == [axis.first for axis in axes]:
             first = config
     launcher = build(first["cluster"], Launcher, key="cluster")

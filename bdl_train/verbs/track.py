@@ -21,6 +21,7 @@ from bdl_train.config import Options
 from bdl_train.errors import Exit, UsageError
 from bdl_train.runs import RunDir, lock_is_held, read_json
 from bdl_train.tracking import Follower, Tracker
+from bdl_train.tracking.outcome import planned_stacks
 from bdl_train.verbs._runs import read_config
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def run(config: dict[str, Any], options: Options) -> Exit:
         raise UsageError(
             f"{run_dir.path} is running and tracks itself with {type(tracker).__name__}: wait for its end."
         )
-    tracker.check(stored["num_members"])
+    tracker.check(sum(map(len, planned_stacks(run_dir).values())))
     with _alone(run_dir):
         if settings.again:
             run_dir.tracking.unlink(missing_ok=True)

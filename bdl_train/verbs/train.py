@@ -6,6 +6,7 @@ tracking.* and, while none of its stacks has finished, a larger trainer.max_epoc
 Examples:
     bdl train
     bdl train data=uci data.name=energy likelihood=heteroscedastic_gaussian inference=deep_ensemble num_members=5
+    bdl train num_members=auto budget.tolerance=0.001 budget.wall_time_s=3600
     bdl train -m data=uci data.split=0,1,2 likelihood=heteroscedastic_gaussian inference=deep_ensemble,swag
     bdl train resume=runs/breast_cancer/20260101-120000-a1b2c3
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -27,11 +28,14 @@ from pydantic import Field
 from bdl_train.build import build, settings_of
 from bdl_train.config import MASK, Options, leaves, mask_secrets
 from bdl_train.data import Data
-from bdl_train.distributed import Cluster, Job, Launcher
+from bdl_train.distributed import Cluster, Launcher
+from bdl_train.distributed.budget import Budget
 from bdl_train.distributed.outcome import member_entries, run_status, write_manifest, write_posterior
 from bdl_train.distributed.plan import Plan, plan, refit
+from bdl_train.distributed.waves import AUTO
 from bdl_train.errors import WORSE, Exit, RunFailedError, UsageError, guarded
 from bdl_train.evaluation.compare import show
+from bdl_train.evaluation.diagnostics_chapter import Diagnosis, diagnose
 from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
 from bdl_train.posteriors.artefact import read_artefact
@@ -43,6 +47,8 @@ from bdl_train.training.problem import Recipe
 from bdl_train.verbs._prior_run import check_prior_run
 from bdl_train.verbs._resume import check_unchanged, resumed_config
 from bdl_train.verbs._runs import load_data
+from bdl_train.verbs._unused import refuse_unused, tell_unused
+from bdl_train.verbs._waves import check_auto, chosen, first_size, first_waves, trained
 from bdl_train.verbs.compare import compare_runs
 
 MULTIRUN = True
@@ -52,7 +58,7 @@ MULTIRUN = True
 class Settings:
     """The keys of `conf/train.yaml` that belong to no group."""
 
-    num_members: Annotated[int, Field(ge=1)]
+    num_members: Annotated[int, Field(ge=1)] | Literal["auto"]
     seed: Annotated[int, Field(ge=0)]
     output_dir: str
     name: str | None
@@ -75,7 +81,8 @@ class Work:
     Attributes:
         inputs: What the run depends on beside its config: the data's fingerprint, the run behind its prior.
         tracker: Beside the progress view.
-        plan: What `plan` says for these members here and now.
+        budget: Ends an ensemble of `num_members=auto`.
+        plan: What `plan` says for these members, or the first wave of them, here and now.
         start: `time.monotonic()` at the beginning.
     """
 
@@ -85,6 +92,7 @@ class Work:
     data: Data
     inputs: dict[str, Any]
     tracker: Tracker
+    budget: Budget
     plan: Plan
     start: float
 
@@ -180,7 +188,10 @@ def _launcher(config: Mapping[str, Any]) -> Launcher:
 
 
 def _settled(config: dict[str, Any], options: Options) -> dict[str, Any]:
-    return config if config["resume"] is None else resumed_config(config, options)
+    if config["resume"] is not None:
+        return resumed_config(config, options)
+    refuse_unused(config, options.overrides)
+    return config
 
 
 def train(
@@ -227,20 +238,24 @@ def checked(config: dict[str, Any], cluster: Cluster) -> Work:
     _refuse_secrets(config)
     check_prior_run(config, data)
     recipe = Recipe.of(config, data)
+    tell_unused(config)
+    budget = build(config["budget"], Budget, key="budget")
+    check_auto(settings.num_members, budget, recipe.method, data, cluster)
     today = plan(
-        settings.num_members,
+        first_size(settings.num_members, budget, cluster),
         cluster.resources(),
         num_workers=cluster.num_workers,
         members_per_stack=cluster.members_per_stack,
         cpus_per_stack=cluster.cpus_per_stack,
         gpus_per_stack=cluster.gpus_per_stack,
         ranks_per_stack=cluster.ranks_per_stack,
+        together=recipe.method.members_interact,
     )
     recipe.check_ranks(data, cluster.ranks_per_stack)
     _check_device(recipe.trainer.accelerator, cluster.gpus_per_stack)
     tracker = build(config["tracking"], Tracker, key="tracking")
-    tracker.check(settings.num_members)
-    return Work(config, settings, recipe, data, inputs_of(config, data), tracker, today, start)
+    tracker.check(budget.max_members if settings.num_members == AUTO else settings.num_members)
+    return Work(config, settings, recipe, data, inputs_of(config, data), tracker, budget, today, start)
 
 
 def new_run(work: Work, name: str | None = None) -> RunDir:
@@ -248,7 +263,10 @@ def new_run(work: Work, name: str | None = None) -> RunDir:
     run_dir = RunDir.create(work.settings.output_dir, _experiment(work.settings, work.data), name)
     try:
         _write_config(run_dir, work.config)
-        write_json(run_dir.plan, {**work.plan.to_json(work.settings.seed), "inputs": work.inputs})
+        planned = {**work.plan.to_json(work.settings.seed), "inputs": work.inputs}
+        if work.settings.num_members == AUTO:
+            planned["waves"] = first_waves(work.plan)
+        write_json(run_dir.plan, planned)
     except UsageError:
         remove_untrained(run_dir)
         raise
@@ -283,22 +301,22 @@ def _carry_out(
     run_dir.pruned_file.unlink(missing_ok=True)
     follower = Follower(run_dir, [*terminal.listeners(the_plan), work.tracker])
     follower.start(_stored(work.config))
-    status, metrics, entries, evaluation = "failed", {}, [], None
+    status, metrics, entries, evaluation, diagnosis = "failed", {}, [], None, None
     try:
         with terminal.stopping(run_dir):
-            results = launcher.launch(the_plan.stacks, Job(work.config, work.data, run_dir), follower.tick)
+            the_plan, results = trained(run_dir, work, the_plan, launcher, terminal, follower.tick)
         if any(result["status"] == "stopped" for result in results.values()):
             status = "stopped"
         else:
             entries = member_entries(the_plan, results)
             with terminal.computing():
-                status, evaluation, metrics = _collect(run_dir, work, entries, results, terminal)
+                status, evaluation, diagnosis, metrics = _collect(run_dir, work, entries, results, terminal)
     finally:
         follower.finish(status, metrics)
     if status == "stopped":
         terminal.say(f"stopped on request; finish it with: bdl train resume={run_dir.path}")
         return Exit.STOPPED, run_dir
-    _report(run_dir, work.data, entries, evaluation, terminal)
+    _report(run_dir, work.data, entries, evaluation, diagnosis, terminal)
     return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run_dir
 
 
@@ -308,18 +326,21 @@ def _collect(
     entries: list[dict[str, Any]],
     results: Mapping[str, Mapping[str, Any]],
     terminal: Terminal,
-) -> tuple[str, Evaluation | None, dict[str, float | None]]:
-    """Write posterior, evaluation and, last, the manifest; returns status, evaluation and flat metrics."""
-    status, evaluation, metrics = run_status(entries), None, {}
+) -> tuple[str, Evaluation | None, Diagnosis | None, dict[str, float | None]]:
+    """Write posterior, evaluation and, last, the manifest; returns status, evaluation, diagnosis and flat metrics."""
+    status, evaluation, diagnosis, metrics = run_status(entries), None, None, {}
     if status != "failed":
         write_posterior(run_dir, work.config, work.recipe, work.data, entries, results)
-        predictor = Predictor(read_artefact(run_dir.posterior))
+        artefact = read_artefact(run_dir.posterior)
+        predictor = Predictor(artefact)
         for name in terminal.parts:
             part = getattr(work.data, name)
             terminal.say(f"scoring {len(part)} {name} rows")
             scored = evaluate(predictor, part, work.data.target)
-            metrics |= write_evaluation(run_dir, name, scored, name)
-            evaluation = scored if name == "test" else evaluation
+            found = diagnose(artefact, predictor, part, scored.members)
+            metrics |= write_evaluation(run_dir, name, scored, name, diagnostics=found.metrics)
+            if name == "test":
+                evaluation, diagnosis = scored, found
         write_json(run_dir.metrics, metrics)
     write_manifest(
         run_dir,
@@ -330,8 +351,9 @@ def _collect(
         inputs={name: value for name, value in work.inputs.items() if name != "data"},
         temperature=work.recipe.method.target_temperature,
         seconds=time.monotonic() - work.start,
+        num_members=chosen(run_dir, work.budget),
     )
-    return status, evaluation, metrics
+    return status, evaluation, diagnosis, metrics
 
 
 def _report(
@@ -339,6 +361,7 @@ def _report(
     data: Data,
     entries: list[dict[str, Any]],
     evaluation: Evaluation | None,
+    diagnosis: Diagnosis | None,
     terminal: Terminal,
 ) -> None:
     lost = [entry for entry in entries if entry["status"] != "done"]
@@ -349,6 +372,9 @@ def _report(
             f"{len(entries) - len(lost)} of {len(entries)} members" if lost else f"{len(entries)} members"
         )
         terminal.show(f"\n{data.name}: test metrics of {members} ({len(data.test)} rows)", evaluation)
+    if diagnosis is not None and diagnosis.has_chains:
+        mark = "warning: " if diagnosis.section.level == "warn" else ""
+        terminal.say(f"\n{mark}{diagnosis.section.verdict}")
     terminal.say(f"\nrun: {run_dir.path}")
 
 

@@ -1,5 +1,7 @@
 """What a result asks for next, and which result speaks for a member in the end."""
 
+from dataclasses import replace
+
 import pytest
 
 from bdl_train.distributed.follow_ups import follow_ups, in_the_end
@@ -27,6 +29,14 @@ def test_a_cut_asks_for_halves_and_divergence_for_one_more_try():
 def test_members_that_the_stack_does_not_have_are_damage(again):
     with pytest.raises(UsageError, match=r"result\.json of stack 004 is damaged"):
         follow_ups(TASK, {"status": "done", "again": again})
+
+
+@pytest.mark.parametrize("result", [{"status": "split"}, {"status": "done", "again": [8]}])
+def test_members_that_interact_are_never_taken_apart(result):
+    task = replace(TASK, together="they feel each other")
+    assert follow_ups(task, {"status": "done", "again": []}) == ()
+    with pytest.raises(UsageError, match=r"result\.json of stack 004 is damaged.*they feel each other"):
+        follow_ups(task, result)
 
 
 def test_the_retry_speaks_for_its_members():

@@ -195,3 +195,40 @@ def test_a_resumed_plan_keeps_its_stacks_and_takes_todays_machine():
     assert {(task.cpus, task.gpus) for task in refitted.stacks} == {(1, 0)}
     assert "resumed with 1 CPU and 0 GPUs" in refitted.reasons[-1]
     assert refit(recorded, recorded) is recorded
+
+
+TOGETHER = "in svgd each member feels the others"
+
+
+@pytest.mark.parametrize("num_members", [1, 5, 50])
+@pytest.mark.parametrize("resources", [EIGHT, GPUS, Resources(1, 0)])
+def test_members_that_interact_are_one_stack_with_the_reason(num_members, resources):
+    made = planned(num_members, resources, num_workers=4, together=TOGETHER)
+    assert sizes(made) == [num_members]
+    assert made.num_workers == 1
+    assert made.stacks[0].cpus == resources.cpus
+    assert made.stacks[0].together == TOGETHER
+    assert f"in one stack: {TOGETHER}" in "\n".join(made.reasons)
+    assert Plan.from_json(json.loads(json.dumps(made.to_json(0))), num_members) == made
+    assert planned(num_members).stacks[0].together is None
+
+
+def test_cutting_members_that_interact_is_refused_with_the_key():
+    for enough in (5, 9, None):
+        assert sizes(planned(5, members_per_stack=enough, together=TOGETHER)) == [5]
+    with pytest.raises(
+        UsageError, match=rf"cluster\.members_per_stack=4 would cut 5 members.*{TOGETHER}.*Set it to 5"
+    ):
+        planned(5, members_per_stack=4, together=TOGETHER)
+
+
+def test_a_recorded_plan_that_cuts_members_that_interact_is_damaged():
+    today = planned(4, together=TOGETHER)
+    old = planned(4, members_per_stack=4)
+    assert refit(old, today).stacks[0].together == TOGETHER
+    with pytest.raises(UsageError, match=rf"plan\.json is damaged: it has 2 stacks.*{TOGETHER}"):
+        refit(planned(4, members_per_stack=2), today)
+    stored = planned(2, together=TOGETHER).to_json(0)
+    stored["stacks"][0]["together"] = 3
+    with pytest.raises(UsageError, match="together of stack 000 must be text or null, got 3"):
+        Plan.from_json(stored, 2)

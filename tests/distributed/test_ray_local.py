@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,6 +141,18 @@ def test_a_stack_that_always_dies_is_cut_until_the_culprit_is_alone(on_ray, trai
     torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
     lines = (said.run.stack("000a") / "events.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["step"] > 0  # the halves go on where the whole stack was
+
+
+def test_a_stack_whose_members_interact_is_given_up_whole(on_ray, monkeypatch):
+    words = ("inference=svgd", "trainer.max_epochs=60", "data.batch_size=8", "trainer.checkpoint_every_s=0.2")
+    killer = Killer(monkeypatch, lambda stack: True, step=300, times=2)
+    said = on_ray(*words, "num_members=3", "cluster.max_retries=1", status=1)
+    assert [stack for _, stack in killer.killed] == ["000", "000"]
+    members = read_json(said.run.manifest)["members"]
+    assert [(one["status"], one["stack"]) for one in members] == [("failed", "000")] * 3
+    reason = r"its worker process died 2 times \(\w+\), and it is not cut: in svgd a step of each member"
+    assert all(re.match(reason, one["reason"]) for one in members)
+    assert "all 3 members in one stack: in svgd a step of each member" in said.out
 
 
 def test_a_stack_that_always_raises_costs_its_own_members(on_ray, monkeypatch):

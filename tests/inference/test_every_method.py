@@ -10,37 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_problems import CONF, EXAMPLES, KNOWN_NOISE, SGD, Work, example, node_of, through_disk, work
+from small_methods import NAMES as CONFIGS
+from small_methods import class_of, shipped
+from tiny_problems import EXAMPLES, KNOWN_NOISE, SGD, Work, example, node_of, through_disk, work
 from torch import Tensor
 
 import bdl_train.inference
-from bdl_train.build import build, resolve
 from bdl_train.distributed.split import _cut
 from bdl_train.inference import Method, State
 from bdl_train.priors.gaussian import Gaussian
 
-CONFIGS = sorted(path.stem for path in (CONF / "inference").glob("*.yaml"))
 EXECUTORS = ("vmap", "loop")
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01}
 STACK = [0, 1, 2, 3, 4, 5, 6]
 OBSERVERS = ("active", "failed", "noise", "kept", "moments")
 """Of a state: what goes on beside a member that is frozen."""
 DRAWS_FROM_ITS_PRIOR = ("anchored",)
+"""Methods whose anchors are prior draws: the fourth power of the prior is a narrower one."""
+INDEPENDENT = [name for name in CONFIGS if not class_of(name).members_interact]
+"""What holds for members that are on their own holds for these."""
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-
-
-SMALL: dict[str, dict[str, Any]] = {
-    "sgld": {"num_draws": 3, "burn_in_epochs": 1},
-}
-"""Settings under which a method ends within a few steps of a small problem."""
-
-
-def shipped(name: str, **changed: Any) -> Method[Any]:
-    return build({**node_of("inference", name), **SMALL.get(name, {}), **changed}, Method, key="inference")
 
 
 def fitting(name: str, network: str) -> str:
@@ -77,12 +70,6 @@ def trained(the_work: Work, method: Method[Any]) -> dict[str, Tensor]:
     return result(method, state)
 
 
-def alone(name: str) -> None:
-    """Skip what holds for members that are on their own."""
-    if reason := shipped(name).members_interact:
-        pytest.skip(f"members interact: {reason}")
-
-
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name in one:
@@ -107,14 +94,64 @@ def test_config_lists_every_setting_of_its_class(name: str):
     settings = node_of("inference", name)
     target = settings.pop("_target_")
     assert target.startswith(f"bdl_train.inference.{name}.")
-    fields = dataclasses.fields(resolve(target, Method, key="inference"))  # pyright: ignore[reportArgumentType]
+    fields = dataclasses.fields(class_of(name))  # pyright: ignore[reportArgumentType]
     assert set(settings) == {field.name for field in fields}
     assert all(field.default is dataclasses.MISSING for field in fields)
 
 
 CHANGED: dict[str, dict[str, Any]] = {
+    "mean_field_vi": {
+        "temperature": 0.5,
+        "initial_std": 0.02,
+        "num_train_samples": 1,
+        "num_draws": 7,
+        "patience": 3,
+    },
+    "ivon": {
+        "lr": 0.02,
+        "temperature": 0.5,
+        "initial_curvature": 0.5,
+        "momentum": 0.5,
+        "curvature_decay": 0.99,
+        "clip_radius": 0.01,
+        "num_train_samples": 1,
+        "num_draws": 7,
+    },
+    "laplace": {
+        "patience": 3,
+        "structure": "diagonal",
+        "prior_precision": "keep",
+        "predictive": "sampled",
+        "temperature": 0.5,
+        "num_draws": 7,
+    },
+    "mc_dropout": {"patience": 3, "num_draws": 7},
+    "snapshot": {"num_cycles": 4, "num_draws": 3},
+    "hmc": {
+        "patience": 3,
+        "temperature": 0.5,
+        "num_warmup": 22,
+        "num_draws": 2,
+        "thin": 1,
+        "num_leapfrog": 3,
+        "target_accept": 0.6,
+        "mass": "identity",
+    },
+    "svgd": {"temperature": 20.0, "bandwidth": 0.5},
+    "repulsive_ensemble": {"temperature": 20.0, "bandwidth": 0.5},
     "deep_ensemble": {"patience": 3},
     "anchored": {"patience": 3, "perturb_targets": False},
+    "mclmc": {
+        "patience": 3,
+        "temperature": 0.5,
+        "num_warmup": 30,
+        "step_size": 0.01,
+        "energy_variance_start": 0.1,
+        "energy_variance_end": 0.1,
+        "integrator": "leapfrog",
+        "num_draws": 2,
+        "thin": 2,
+    },
     "sgld": {
         "lr": 0.01,
         "temperature": 0.5,
@@ -123,6 +160,26 @@ CHANGED: dict[str, dict[str, Any]] = {
         "thin": 1,
         "num_draws": 2,
         "preconditioner": "rmsprop",
+    },
+    "sghmc": {
+        "lr": 0.01,
+        "friction": 0.5,
+        "temperature": 0.5,
+        "start_epoch": 1,
+        "burn_in_epochs": 2,
+        "thin": 1,
+        "num_draws": 2,
+        "preconditioner": "rmsprop",
+    },
+    "cyclical_sgmcmc": {
+        "lr": 0.02,
+        "temperature": 0.5,
+        "num_cycles": 1,
+        "exploration": 0.25,
+        "kernel": "sgld",
+        "friction": 0.3,
+        "preconditioner": "none",
+        "num_draws": 4,
     },
     "swag": {"start_epoch": 1, "snapshot_every": 2, "lr_factor": 0.5, "max_rank": 2, "num_draws": 7},
 }
@@ -155,11 +212,10 @@ def test_same_seed_gives_the_same_bits(name: str, network: str, executor: Any):
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("network", EXAMPLES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_a_member_alone_is_the_member_of_a_stack_after_50_steps_in_float64(
     name: str, network: str, executor: Any
 ):
-    alone(name)
     # The transformer is slow and the same for all methods: the others take a few steps of it.
     num_epochs = 17 if network != "ft_transformer" or name == "deep_ensemble" else 4
     method, network = shipped(name), fitting(name, network)
@@ -172,11 +228,10 @@ def test_a_member_alone_is_the_member_of_a_stack_after_50_steps_in_float64(
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("network", EXAMPLES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_a_member_alone_is_the_member_of_a_stack_after_10_steps_in_float32(
     name: str, network: str, executor: Any
 ):
-    alone(name)
     method = shipped(name)
 
     def weights(members: list[int]) -> Tensor:
@@ -236,10 +291,9 @@ def test_saved_loaded_and_continued_gives_the_same_bits(
     assert_same_bits(result(method, other), result(method, state))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_a_state_cut_into_halves_is_the_state_of_each_half(name: str):
     """Every tensor of a state has the member axis first: what cuts a stack that crashes looks at nothing else."""
-    alone(name)
     method = shipped(name)
 
     def fresh(members: list[int]) -> Work:
@@ -262,12 +316,10 @@ def test_a_state_cut_into_halves_is_the_state_of_each_half(name: str):
     assert_near(of_half, result(method, other), rtol=1e-8, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWS_FROM_ITS_PRIOR])
 def test_four_times_the_data_and_the_prior_at_four_times_the_temperature_are_the_same_posterior(name: str):
     """exp(−N · potential / T) with 4N, 4T and the prior to the fourth is the same target, and so is the way to it."""
     settings = node_of("inference", name)
-    if "temperature" not in settings and name in DRAWS_FROM_ITS_PRIOR:
-        pytest.skip("draws from the prior, whose fourth power is narrower")
     plain = example("mlp")
     four = replace(plain, x=plain.x.repeat(4, 1), y=plain.y.repeat(4))
     warm = {"temperature": 4 * settings["temperature"]} if "temperature" in settings else {}
@@ -278,8 +330,8 @@ def test_four_times_the_data_and_the_prior_at_four_times_the_temperature_are_the
         )
         for of, std, changed in ((plain, 1.0, {}), (four, 0.5, warm))
     )
-    # Traces of a potential hold the prior's normaliser, which is another one.
-    same = [key for key in one if "potential" not in key]
+    # Potentials and energies hold the prior's normaliser, which is another one.
+    same = [key for key in one if not key.endswith(("potential", "/energy"))]
     assert_near({key: one[key] for key in same}, {key: other[key] for key in same}, rtol=1e-7, atol=1e-10)
 
 

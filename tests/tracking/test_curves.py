@@ -56,6 +56,19 @@ def test_every_order_of_stacks_gives_the_same_points():
         np.testing.assert_allclose([one.std for one in points], table.std(0))
 
 
+def test_members_of_a_stack_that_was_planned_later_are_taken_in():
+    curves = EnsembleCurves({"000": [0, 1]})
+    assert feed(curves, "000", losses("val/nll", 10, {0: 1.0, 1: 2.0})) == []
+    first = feed(curves, "000", [event("member", "done", 0), event("member", "done", 1)])
+    assert [(one.step, one.num_members) for one in first] == [(10, 2)]
+    feed(curves, "001", [event("started", {"members": [2, 7]})])
+    # Of a step that was given before, its members come too late; beyond it they make the curve.
+    late = feed(
+        curves, "001", [*losses("val/nll", 10, {2: 8.0, 7: 9.0}), *losses("val/nll", 20, {2: 3.0, 7: 5.0})]
+    )
+    assert [(one.step, one.mean, one.num_members) for one in [*late, *curves.rest()]] == [(20, 4.0, 2)]
+
+
 def test_a_stack_that_ended_is_not_waited_for_and_its_members_leave_the_mean():
     curves = EnsembleCurves({"000": [0], "001": [1]})
     feed(curves, "000", [*losses("train/nll", 10, {0: 1.0}), event("member", "done", 0, 10)])

@@ -159,6 +159,43 @@ def test_anchored_with_another_prior_is_refused_before_training():
         Recipe.of(config_of(**settings), data())
 
 
+class Attends(nn.Module):
+    """Dropout as a rate of a layer and not a layer of its own."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, dropout=rate, batch_first=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1)
+        return self.head(self.attention(x, x, x)[0].squeeze(1))
+
+
+class WithDropout(nn.Sequential):
+    def __init__(self, rate: float) -> None:
+        super().__init__(nn.Linear(4, 4), nn.Dropout(rate), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "layer"),
+    [
+        ({}, "dropout", "Dropout"),
+        ({"_target_": f"{__name__}.WithDropout"}, "rate", "Dropout"),
+        ({"_target_": f"{__name__}.Attends"}, "rate", "MultiheadAttention"),
+    ],
+)
+def test_a_method_on_a_fixed_potential_refuses_dropout_before_training(
+    model: dict[str, str], key: str, layer: str
+):
+    inference = node_of("inference", "hmc")
+    Recipe.of(config_of(inference=inference, model={**model, key: 0.0}), data())
+    with pytest.raises(
+        UsageError, match=rf"inference=hmc needs a potential that is one function.*'s {layer} "
+    ):
+        Recipe.of(config_of(inference=inference, model={**model, key: 0.1}), data())
+
+
 def test_early_stopping_without_a_validation_part_is_refused():
     with pytest.raises(UsageError, match=r"data.val_fraction above 0, or inference.patience=null"):
         Recipe.of(config_of(inference={"patience": 3}), data_of(example("mlp"), num_val=0))

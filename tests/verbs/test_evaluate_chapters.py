@@ -81,8 +81,8 @@ def full(run, bdl_module):
 
 
 KEYS = (
-    "data", "calibration", "members", "uncertainty", "examples", "slices", "deferral", "recalibration", "slice_search",
-    "conformal", "costs", "robustness", "sensitivity", "privacy",
+    "data", "calibration", "members", "diagnostics", "uncertainty", "examples", "slices", "deferral", "recalibration",
+    "slice_search", "conformal", "costs", "robustness", "sensitivity", "privacy",
 )  # fmt: skip
 
 

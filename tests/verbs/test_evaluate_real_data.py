@@ -16,6 +16,7 @@ ALWAYS = (
     "data",
     "calibration",
     "members",
+    "diagnostics",
     "uncertainty",
     "examples",
     "deferral",

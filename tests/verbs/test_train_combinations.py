@@ -32,6 +32,19 @@ RUNS = {
     "bernoulli": "likelihood=bernoulli prior=laplace inference=deep_ensemble optimizer=rmsprop",
     "bernoulli_swag": "likelihood=bernoulli prior=scale_mixture scheduler=step",
     "layerwise": "prior=layerwise inference=anchored optimizer=adamw",
+    "sgld": "inference=sgld inference.num_draws=3 trainer.max_epochs=8",
+    "sghmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=sghmc inference.num_draws=3 trainer.max_epochs=8",
+    "cyclical_sgmcmc": "inference=cyclical_sgmcmc inference.num_cycles=2 inference.num_draws=2",
+    "mclmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=mclmc inference.num_warmup=20 inference.num_draws=4 "
+    "inference.thin=2 trainer.compile=false",
+    "hmc": "inference=hmc inference.num_warmup=20 inference.num_draws=4 inference.thin=1 inference.num_leapfrog=2",
+    "laplace": f"{UCI} likelihood=heteroscedastic_gaussian inference=laplace inference.structure=kfac",
+    "mean_field_vi": "inference=mean_field_vi",
+    "ivon": f"{UCI} likelihood=gaussian inference=ivon",
+    "mc_dropout": "inference=mc_dropout model.dropout=0.1",
+    "snapshot": "inference=snapshot inference.num_cycles=2 inference.num_draws=2",
+    "svgd": "inference=svgd",
+    "repulsive_ensemble": f"{UCI} likelihood=heteroscedastic_gaussian inference=repulsive_ensemble",
     "uci": f"{UCI} likelihood=heteroscedastic_gaussian inference=deep_ensemble",
     "uci_gap": f"{UCI} data.protocol=gap data.split=1 likelihood=student_t inference=deep_ensemble",
     "student_t_swag": f"{UCI} likelihood=student_t",
@@ -80,7 +93,7 @@ def check_run(run: RunDir, num_members: int) -> None:
     assert {member["status"] for member in manifest["members"]} == {"done"}
     metrics = read_json(run.metrics)
     assert metrics == read_json(run.evaluation("test") / "metrics.json")
-    assert all(key.startswith("test/") for key in metrics)
+    assert all(key.startswith(("test/", "diagnostics/")) for key in metrics)
     assert math.isfinite(metrics["test/nll"])
     assert all(value is None or math.isfinite(value) for value in metrics.values())
     posterior = read_artefact(run.posterior).posterior

@@ -23,8 +23,9 @@ from bdl_train.runs import RunDir, glance_at_config, read_json, sha256
 from bdl_train.specs import TargetKind, TargetSpec
 
 ORDER = (
-    "data", "calibration", "members", "uncertainty", "deferral", "bands", "examples", "slices", "slice_search",
-    "robustness", "ood", "recalibration", "conformal", "sensitivity", "attacks", "costs", "privacy", "decisions",
+    "data", "calibration", "members", "diagnostics", "uncertainty", "deferral", "bands", "examples", "slices",
+    "slice_search", "robustness", "ood", "recalibration", "conformal", "sensitivity", "attacks", "costs", "privacy",
+    "decisions",
 )  # fmt: skip
 """Chapters as they are read; others follow in the order of their names."""
 

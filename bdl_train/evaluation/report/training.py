@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bdl_train.evaluation.report.columns import only
+from bdl_train.evaluation.report.ensemble_size import ensemble_size
 from bdl_train.evaluation.report.figure import Figure, drawn
 from bdl_train.evaluation.report.history import LAST, STILL, end_of
 from bdl_train.evaluation.report.html import Html, folded, number, table_of, tag
@@ -27,6 +28,7 @@ def curves(material: Material) -> Html:
     parts += [
         tag("p", text, class_=f"verdict {level}" if i == 0 else None) for i, (text, _) in enumerate(words)
     ]
+    parts.append(drawn(ensemble_size(material), "size"))
     if figures:
         parts.append(drawn(figures, "training"))
     else:
