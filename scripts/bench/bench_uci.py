@@ -1,0 +1,159 @@
+"""UCI regression by every method: trains through the command, scores validation and test parts, keeps one row a run.
+
+    python scripts/bench/bench_uci.py                              # 5 splits, all sets, the methods of the table
+    python scripts/bench/bench_uci.py --splits 20 --sets energy concrete --methods mclmc-4x16
+    python scripts/bench/bench_uci.py --protocol gap --sets concrete energy
+    python scripts/results.py                                      # the tables of the README, from the rows
+
+Needs `$BDL_DATA_ROOT`. Rows that are already in `docs/results/uci.csv` are not run again: the file is the state, and a
+benchmark that was stopped goes on. Every run is `bdl train` with the method's shipped settings and what `CASES` says;
+the validation part, a tenth of the training rows of a split, stops members and chooses methods, the test part does
+nothing but give the figures.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+ROWS = Path(__file__).parents[2] / "docs" / "results" / "uci.csv"
+SETS = ("concrete", "energy", "wine-quality-red", "kin8nm", "power-plant", "protein-tertiary-structure")
+NUM_SPLITS = {"protein-tertiary-structure": 5}
+NUM_FEATURES = {
+    "concrete": 8, "energy": 8, "wine-quality-red": 11, "kin8nm": 8, "power-plant": 4, "protein-tertiary-structure": 9,
+}  # fmt: skip
+COMMON = ("data=uci", "likelihood=heteroscedastic_gaussian", "cluster=inline", "cluster.cpus_per_stack=1")
+CASES: dict[str, tuple[str, ...]] = {
+    "deep_ensemble": ("inference=deep_ensemble",),
+    "swag": ("inference=swag",),
+    "anchored": ("inference=anchored", "inference.patience=50"),
+    "snapshot": ("inference=snapshot",),
+    "mc_dropout": ("inference=mc_dropout", "model.dropout=0.05"),
+    "laplace": ("inference=laplace",),
+    "mean_field_vi": ("inference=mean_field_vi",),
+    "ivon": ("inference=ivon",),
+    "sgld": ("inference=sgld",),
+    "sghmc": ("inference=sghmc",),
+    "cyclical_sgmcmc": ("inference=cyclical_sgmcmc",),
+    "svgd": ("inference=svgd",),
+    "repulsive_ensemble": ("inference=repulsive_ensemble",),
+    "mclmc": ("inference=mclmc",),
+    "hmc": ("inference=hmc",),
+    "mclmc-4x16": ("inference=mclmc", "model.hidden=[16,16,16,16]", "num_members=10"),
+}
+"""Networks of one hidden layer of 50 units (100 for protein), 5 members, unless the row says otherwise."""
+ON_ALL_SETS = (
+    "deep_ensemble", "swag", "mc_dropout", "laplace", "ivon", "sghmc", "cyclical_sgmcmc", "mclmc", "mclmc-4x16",
+)  # fmt: skip
+METRICS = ("nll", "rmse", "crps", "coverage_95")
+FIELDS = (
+    "set", "protocol", "split", "method", *(f"val_{name}" for name in METRICS), *(f"test_{name}" for name in METRICS),
+    "device_time_s", "commit",
+)  # fmt: skip
+
+
+def run(name: str, protocol: str, split: int, method: str, epochs: int | None) -> dict[str, object]:
+    """One run; its row.
+
+    Raises:
+        RuntimeError: the command failed; with the end of what it said.
+    """
+    words = [*COMMON, f"data.name={name}", f"data.split={split}", f"data.protocol={protocol}", *CASES[method]]
+    if not any(word.startswith("num_members") for word in words):
+        words.append("num_members=5")
+    if not any(word.startswith("model.hidden") for word in words):
+        words.append(f"model.hidden=[{100 if name == 'protein-tertiary-structure' else 50}]")
+    if epochs is not None:
+        words.append(f"trainer.max_epochs={epochs}")
+    with tempfile.TemporaryDirectory() as folder:
+        bdl("train", *words, f"output_dir={folder}", "name=one")
+        [run_dir] = Path(folder).glob("one/*")
+        bdl("evaluate", f"run={run_dir}", "part=val", "cluster=inline")
+        test = json.loads((run_dir / "metrics.json").read_text())
+        val = json.loads((run_dir / "evaluation" / "val" / "metrics.json").read_text())
+        manifest = json.loads((run_dir / "manifest.json").read_text())
+    row: dict[str, object] = {"set": name, "protocol": protocol, "split": split, "method": method}
+    row |= {f"val_{key}": val[f"val/{key}"] for key in METRICS}
+    row |= {f"test_{key}": test[f"test/{key}"] for key in METRICS}
+    return row | {
+        "device_time_s": round(manifest["device_time_s"], 1),
+        "commit": manifest["code"].get("commit", "")[:10],
+    }
+
+
+def bdl(*words: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bdl_train", *words], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"bdl {' '.join(words)}: status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--methods", nargs="+", default=ON_ALL_SETS, choices=tuple(CASES))
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--protocol", default="standard", choices=("standard", "gap"))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--epochs", type=int, default=None, help="trainer.max_epochs; the shipped number without it"
+    )
+    given = parser.parse_args()
+    done = {(row["set"], row["protocol"], int(row["split"]), row["method"]) for row in stored()}
+    jobs = [
+        (name, given.protocol, split, method)
+        for split in range(20)
+        for name in given.sets
+        for method in given.methods
+        if split
+        < (NUM_FEATURES[name] if given.protocol == "gap" else min(given.splits, NUM_SPLITS.get(name, 20)))
+    ]
+    jobs = [job for job in jobs if job not in done]
+    lock, start = Lock(), time.monotonic()
+
+    def one(job: tuple[str, str, int, str]) -> None:
+        try:
+            row = run(*job, given.epochs)
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+            return
+        with lock:
+            append(row)
+            print(f"{time.monotonic() - start:7.0f} s  {row}", flush=True)
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(one, jobs))
+
+
+def stored() -> list[dict[str, str]]:
+    if not ROWS.is_file():
+        return []
+    with ROWS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict[str, object]) -> None:
+    ROWS.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not ROWS.is_file()
+    with ROWS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
