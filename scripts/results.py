@@ -131,7 +131,18 @@ def images() -> str:
     return table(shown)
 
 
+def fidelity() -> str:
+    """Distances to NUTS on a small network, nearest first."""
+    rows = pd.read_csv(RESULTS / "fidelity.csv").sort_values("total_variation")
+    shown = pd.DataFrame({"inference": [f"`{name}`" for name in rows.method], "members": list(rows.members)})
+    shown["draws a member"] = list(rows.draws)
+    for name, digits in (("total_variation", 3), ("wasserstein", 3), ("std_ratio", 2)):
+        shown[name.replace("_", " ")] = [f"{value:.{digits}f}" for value in rows[name]]
+    return table(shown)
+
+
 TABLES = {
+    "fidelity": ("fidelity.csv", fidelity),
     "uci": ("uci.csv", lambda: uci_by_method("nll")),
     "uci-rmse": ("uci.csv", lambda: uci_by_method("rmse")),
     "uci-published": ("uci.csv", uci_against_published),

@@ -78,7 +78,7 @@ def write_posterior(
         "inputs": data.inputs.to_json(),
         "target": data.target.to_json(),
         "transform": None if data.transform is None else data.transform.to_json(),
-        "batch_norm": _batch_norm_policy(some["batch_norm"], recipe.method.num_draws),
+        "batch_norm": some["batch_norm"],
         "layout": some["layout"],
         "dtype": str(recipe.trainer.dtype).removeprefix("torch."),
         "num_draws": recipe.method.num_draws,
@@ -91,12 +91,6 @@ def write_posterior(
         "moments.safetensors": write_moments(run.posterior, read_members(run.posterior, meta)),
     }
     write_meta(run.posterior, meta)
-
-
-def _batch_norm_policy(has_batch_norm: bool, num_draws: int) -> str:
-    if not has_batch_norm:
-        return "none"
-    return "re-estimated for every draw" if num_draws > 1 else "running statistics of training"
 
 
 def write_manifest(

@@ -151,6 +151,8 @@ class StochasticGradientMcmc(Method[StationaryState]):
     num_draws: Annotated[int, Field(ge=1)]  # pyright: ignore[reportIncompatibleVariableOverride]
     preconditioner: Preconditioner
 
+    when_diverged: ClassVar[str] = "lower inference.lr, or optimizer.lr of the warm start"
+
     @property
     @abstractmethod
     def share_lost(self) -> float:

@@ -141,6 +141,7 @@ class CyclicalSgmcmc(Method[CyclicalState]):
     num_draws: Annotated[int, Field(ge=1)]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     unused_groups = ("optimizer", "scheduler")
+    when_diverged = "lower inference.lr"
 
     def __post_init__(self) -> None:
         if self.num_draws % self.num_cycles:

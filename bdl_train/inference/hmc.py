@@ -97,6 +97,7 @@ class Hmc(Method[HmcState]):
 
     needs_per_example_likelihood: ClassVar[bool] = True
     needs_fixed_potential: ClassVar[bool] = True
+    when_diverged: ClassVar[str] = "lower optimizer.lr of the warm start"
 
     @property
     def target_temperature(self) -> float:

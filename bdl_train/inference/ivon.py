@@ -109,6 +109,7 @@ class Ivon(Method[IvonState]):
 
     needs_per_example_likelihood = True
     unused_groups = ("optimizer",)
+    when_diverged = "lower inference.lr or inference.clip_radius"
 
     @property
     def target_temperature(self) -> float:

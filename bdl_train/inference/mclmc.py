@@ -161,6 +161,10 @@ class Mclmc(Method[MclmcState]):
     thin: Annotated[int, Field(ge=1)]
 
     needs_per_example_likelihood: ClassVar[bool] = True
+    needs_fixed_potential: ClassVar[bool] = True
+    when_diverged: ClassVar[str] = (
+        "lower inference.step_size or inference.energy_variance_start, or optimizer.lr of the warm start"
+    )
 
     @property
     def early_stopping(self) -> int | None:

@@ -76,7 +76,7 @@ def train_stack(
             events.write("stopped", [(None, "on request")], step=timeline.step(state))
             return dict(STOPPED)
         owner.check()
-        entries = _write_members(task, stack, data, run)
+        entries, batch_norm = _write_members(task, stack, data, run)
         for entry in entries:
             events.write("member", [(entry["id"], entry["status"])], step=timeline.step(state))
         again = []
@@ -96,7 +96,7 @@ def train_stack(
             "names": list(state.stack.layout.names),
             "shapes": [list(s) for s in state.stack.layout.shapes],
         },
-        "batch_norm": has_batch_norm(stack.problem.potential.network.template),
+        "batch_norm": batch_norm,
         "num_data": stack.problem.potential.num_data,
         "steps": timeline.step(state),
         "seconds": time.monotonic() - start,
@@ -109,26 +109,32 @@ def train_stack(
     return result
 
 
-def _write_members(task: StackTask, stack: Prepared, data: Data, run: RunDir) -> list[dict[str, Any]]:
-    """Write each usable member's posterior; one entry a member, in the order of the stack."""
+def _write_members(
+    task: StackTask, stack: Prepared, data: Data, run: RunDir
+) -> tuple[list[dict[str, Any]], str]:
+    """Write each usable member's posterior; one entry a member, in stack order, and the batch-norm policy."""
     state, stopping = stack.state, stack.early_stopping
     # Members that diverged before a posterior could be formed must not hide why.
     failed = state.failed.tolist()
     posteriors = [] if all(failed) else stack.recipe.method.posterior(state)
     entries = []
+    normed = has_batch_norm(stack.problem.potential.network.template)
+    batch_norm = "running statistics of training" if normed else "none"
     for m, member in enumerate(task.members):
         entry = {"id": member, "seed": member_seed(stack.recipe.seed, member, Stream.INIT, task.attempt)}
         diverged = f"{DIVERGED}: {stack.recipe.method.when_diverged}"
         reason = diverged if failed[m] else _why_unusable(posteriors[m])
         if reason is None:
             posterior = _finalised(posteriors[m], stack, data, m, member)
+            if posterior is not posteriors[m]:
+                batch_norm = "re-estimated for every draw"
             entry |= {"status": "done", **write_member(run.posterior, member, posterior)}
             if stopping is not None:
                 entry["best_epoch"] = int(stopping.best_epoch[m])
         else:
             entry |= {"status": "failed", "reason": reason}
         entries.append(entry)
-    return entries
+    return entries, batch_norm
 
 
 def stored_result(task: StackTask, run: RunDir) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def test_batch_norm_keeps_the_statistics_of_training_and_the_weights_are_stored_
     config = config_of(**{**CONV, **BATCHES, "model": model, "inference": node_of("inference", "mc_dropout")})
     run = RunDir(tmp_path)
     result = train_stack(task((0,)), config, data("conv-batch-norm"), run)
-    assert result["batch_norm"]
+    assert result["batch_norm"] == "running statistics of training"
     assert result["members"][0]["_target_"] == "bdl_train.posteriors.dropout_masks.DropoutMasks"
     found = load_file(run.posterior / result["members"][0]["file"])
     weights = [tensor for name, tensor in ConvWithDropout().named_parameters()]
