@@ -211,4 +211,9 @@ def test_the_schedule_is_not_used():
 
 def test_as_many_cycles_as_epochs_are_allowed():
     likelihood, prior = example("mlp").likelihood, Gaussian(scale=1.0, fan_in=False)
-    snapshot(num_cycles=9, num_draws=9).check(Setting(prior, likelihood, 9, 26, 8))
+    method = snapshot(num_cycles=3, num_draws=3)
+    method.check(Setting(prior, likelihood, 3, 26, 8))
+    the_work = work(example("mlp"), [0], num_epochs=3)
+    state = method.init(the_work.problem)
+    the_work.advance(method, state)
+    assert method.posterior(state)[0].num_atoms == 3
