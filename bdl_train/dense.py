@@ -38,26 +38,24 @@ class DenseNetwork:
 
     def __call__(self, params: Mapping[str, Tensor], x: Tensor, shared: bool) -> Tensor:
         """Outputs `[M, B, O]` for `x` `[M, B, ...]`, or `[B, ...]` when shared."""
-        h = x
+        h = x.flatten(1 if shared else 2).mT.contiguous()
         for layer in self.layers:
             if isinstance(layer, str):
-                h = _linear(params[f"{layer}.weight"], params[f"{layer}.bias"], h, shared)
-                shared = False
-            elif type(layer) is nn.Flatten:
-                h = h.flatten(1 if shared else 2)
-            else:
+                h = _linear(params[f"{layer}.weight"], params[f"{layer}.bias"], h)
+            elif type(layer) is not nn.Flatten:
                 h = layer(h)
-        return h
+        return h.mT
 
 
 def _flattens_examples(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1
 
 
-def _linear(weight_MOI: Tensor, bias_MO: Tensor, x: Tensor, shared: bool) -> Tensor:
-    if not shared:
-        return torch.baddbmm(bias_MO.unsqueeze(1), x, weight_MOI.transpose(1, 2))
+def _linear(weight_MOI: Tensor, bias_MO: Tensor, h: Tensor) -> Tensor:
+    """`[M, O, B]` for `[M, I, B]`, or for `[I, B]` that all members share: examples last, they are the long axis."""
+    if h.ndim == 3:
+        return torch.baddbmm(bias_MO.unsqueeze(2), weight_MOI, h)
     num_members, num_outputs, num_inputs = weight_MOI.shape
     # One matrix product over all members.
-    joint = x @ weight_MOI.reshape(num_members * num_outputs, num_inputs).T
-    return joint.unflatten(-1, (num_members, num_outputs)).transpose(0, 1) + bias_MO.unsqueeze(1)
+    joint = weight_MOI.reshape(num_members * num_outputs, num_inputs) @ h
+    return joint.unflatten(0, (num_members, num_outputs)) + bias_MO.unsqueeze(2)

@@ -154,11 +154,22 @@ def compiled_or_eager(
     """
     # One process trains one stack at a time; graphs of the stack before would count against torch's limit.
     torch.compiler.reset()
-    run = torch.compile(traceable, fullgraph=True, dynamic=False)
+
+    def step(*args: Any) -> T:
+        return traceable(*args)
+
+    # What a step closes over never changes, so that a graph is chosen by the tensors' shapes alone (guards on all the
+    # rest are 7 % of a short step). Graphs are kept by code object: with one of its own, no step takes another's.
+    step.__code__ = step.__code__.replace()
+    options: dict[str, str | int | bool | Callable[..., Any]] = {
+        "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe
+    }
+    run: Callable[..., T] = torch.compile(step, fullgraph=True, dynamic=False, options=options)
 
     def call(*args: Any) -> T:
         nonlocal run
-        network.template.train()
+        if not network.template.training:
+            network.template.train()
         try:
             return run(*args)
         except Exception as error:  # dynamo, inductor and the C++ compiler each raise their own

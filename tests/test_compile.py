@@ -8,7 +8,7 @@ import torch
 from tiny_problems import EXAMPLES, example, work
 from torch import Tensor, nn
 
-from bdl_train.potential import Potential
+from bdl_train.potential import Potential, compiled_or_eager
 from bdl_train.stack import StackedNetwork
 
 M = 3
@@ -44,6 +44,26 @@ def test_compiled_and_eager_gradients_agree_step_by_step(name: str, executor, ca
             if step == 1:  # a validation in between leaves the template in eval mode
                 eager(flat, buffers, batch, train=False)
     assert "uncompiled" not in caplog.text
+
+
+class Times:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_steps_of_one_function_do_not_take_one_anothers_graph():
+    network = work(example("mlp"), range(M)).problem.potential.network
+    two, three = (compiled_or_eager(Times(factor).step, Times(factor).step, network) for factor in (2.0, 3.0))
+    for rows in (4, 5):
+        x = torch.arange(rows) + 0.5
+        for _ in range(2):
+            assert torch.equal(two(x), 2 * x)
+            assert torch.equal(three(x), 3 * x)
 
 
 class Branches(nn.Module):

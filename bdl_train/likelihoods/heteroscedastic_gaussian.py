@@ -33,7 +33,8 @@ class HeteroscedasticGaussian(Likelihood):
         return 2
 
     def log_prob(self, outputs: Tensor, y: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        mean, raw = at_least_float32(outputs).unbind(-1)
+        # Dense networks lay outputs as [M, O, B]: the gradient of rows of it needs no transposed copy.
+        mean, raw = at_least_float32(outputs).movedim(-1, 0)
         std = softplus(raw) + self.min_std
         return -0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
 
