@@ -12,10 +12,7 @@ nothing but give the figures.
 """
 
 import argparse
-import csv
 import json
-import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -23,12 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from bdl_train import cli
+from _command import Rows, bdl
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["bdl_train.verbs.train", "bdl_train.verbs.evaluate"])
-
-ROWS = Path(__file__).parents[2] / "docs" / "results" / "uci.csv"
 SETS = ("concrete", "energy", "wine-quality-red", "kin8nm", "power-plant", "protein-tertiary-structure")
 NUM_SPLITS = {"protein-tertiary-structure": 5}
 NUM_FEATURES = {
@@ -62,6 +55,7 @@ FIELDS = (
     "set", "protocol", "split", "method", *(f"val_{name}" for name in METRICS), *(f"test_{name}" for name in METRICS),
     "device_time_s", "commit",
 )  # fmt: skip
+ROWS = Rows(Path(__file__).parents[2] / "docs" / "results" / "uci.csv", FIELDS)
 
 
 def run(name: str, protocol: str, split: int, method: str, epochs: int | None) -> dict[str, object]:
@@ -93,24 +87,6 @@ def run(name: str, protocol: str, split: int, method: str, epochs: int | None) -
     }
 
 
-def bdl(*words: str) -> None:
-    """The command, in a process that has the imports already: they would be half of a short run."""
-    with tempfile.NamedTemporaryFile() as said:
-        process = PROCESSES.Process(target=_command, args=(words, said.name))
-        process.start()
-        process.join()
-        if process.exitcode:
-            end = said.read()[-2000:].decode(errors="replace")
-            raise RuntimeError(f"bdl {' '.join(words)}: status {process.exitcode}\n{end}")
-
-
-def _command(words: tuple[str, ...], said: str) -> None:
-    to = os.open(said, os.O_WRONLY)
-    os.dup2(to, 1)
-    os.dup2(to, 2)
-    sys.exit(cli.main(list(words)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,8 +100,7 @@ def main() -> None:
         "--epochs", type=int, default=None, help="trainer.max_epochs; the shipped number without it"
     )
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    done = {(row["set"], row["protocol"], int(row["split"]), row["method"]) for row in stored()}
+    done = {(row["set"], row["protocol"], int(row["split"]), row["method"]) for row in ROWS.stored()}
     jobs = [
         (name, given.protocol, split, method)
         for split in range(20)
@@ -144,28 +119,11 @@ def main() -> None:
             print(error, file=sys.stderr, flush=True)
             return
         with lock:
-            append(row)
+            ROWS.append(row)
             print(f"{time.monotonic() - start:7.0f} s  {row}", flush=True)
 
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(one, jobs))
-
-
-def stored() -> list[dict[str, str]]:
-    if not ROWS.is_file():
-        return []
-    with ROWS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(row: dict[str, object]) -> None:
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not ROWS.is_file()
-    with ROWS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":
