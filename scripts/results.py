@@ -12,6 +12,7 @@ published figures need `$BDL_DATA_ROOT/reference/`; without it they stay as they
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -141,14 +142,45 @@ def fidelity() -> str:
     return table(shown)
 
 
-TABLES = {
+def measured(present: str) -> str:
+    """The table of methods with what was measured of each in its last column; the other columns are written by hand."""
+    rows = runs("standard")
+    nll = {
+        name: rows[rows["set"] == name].groupby("method").test_nll.mean() for name in ("energy", "concrete")
+    }
+    distance = pd.read_csv(RESULTS / "fidelity.csv").set_index("method").total_variation
+    lines = present.splitlines()
+    for at, line in enumerate(lines[2:], 2):
+        cells = line.split(" | ")
+        method = cells[0].removeprefix("| ").strip("`")
+        figures = [
+            f"{values[method]:.{digits}f}" if method in values.index else "–"
+            for values, digits in ((nll["energy"], 2), (nll["concrete"], 2), (distance, 3))
+        ]
+        lines[at] = " | ".join([*cells[:-1], f"{', '.join(figures)} |"])
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "fidelity": ("fidelity.csv", fidelity),
     "uci": ("uci.csv", lambda: uci_by_method("nll")),
     "uci-rmse": ("uci.csv", lambda: uci_by_method("rmse")),
+    "uci-gap": ("uci.csv", lambda: uci_by_method("nll", "gap")),
+    "uci-gap-coverage": ("uci.csv", lambda: uci_by_method("coverage_95", "gap")),
     "uci-published": ("uci.csv", uci_against_published),
     "uci-paired": ("uci.csv", uci_paired),
     "fashion": ("fashion_mnist.csv", images),
 }
+
+
+def mark(name: str) -> str:
+    return f"<!-- {name} -->\n"
+
+
+def between(text: str, name: str, table: str) -> str:
+    """The text with this table between the marks of that name."""
+    head, rest = text.split(mark(name))
+    return head + mark(name) + table + "\n" + mark(f"end {name}") + rest.split(mark(f"end {name}"))[1]
 
 
 def reference(file: str) -> Path:
@@ -171,18 +203,18 @@ def main() -> None:
     given = parser.parse_args()
     text = before = README.read_text()
     for name, (file, make) in TABLES.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->\n"
-        if start not in text or not (RESULTS / file).is_file():
+        if mark(name) not in text or not (RESULTS / file).is_file():
             continue
         try:
             made = make()
         except FileNotFoundError as missing:
             print(f"{name}: left as it is, {missing} is not there")
             continue
-        head, rest = text.split(start)
-        text = head + start + made + "\n" + end + rest.split(end)[1]
+        text = between(text, name, made)
         if not given.check:
             print(f"{name}\n\n{made}\n")
+    by_hand = text.split(mark("methods"))[1].split(mark("end methods"))[0]
+    text = between(text, "methods", measured(by_hand))
     if given.check:
         sys.exit("README.md is not what docs/results says: run scripts/results.py" if text != before else 0)
     README.write_text(text)

@@ -137,7 +137,7 @@ class StochasticGradientMcmc(Method[StationaryState]):
         temperature: T; the chain targets exp(−N · potential / T). 1 = the posterior.
         start_epoch: First epoch (0-based) of the chain, after optimisation with `optimizer` and `scheduler`; null =
             half of `trainer.max_epochs`.
-        burn_in_epochs: First epochs of the chain, of which nothing is kept.
+        burn_in_epochs: First epochs of the chain, of which nothing is kept; null = half of the chain.
         thin: Steps between two draws; null = draws are spread evenly over the chain after its burn-in.
         num_draws: K, draws a member keeps: its last ones.
         preconditioner: `rmsprop` scales step and noise of each weight by G ∝ 1/√(mean squared gradient).
@@ -146,7 +146,7 @@ class StochasticGradientMcmc(Method[StationaryState]):
     lr: Annotated[float, Field(gt=0)]
     temperature: Annotated[float, Field(ge=0)]
     start_epoch: Annotated[int, Field(ge=0)] | None
-    burn_in_epochs: Annotated[int, Field(ge=0)]
+    burn_in_epochs: Annotated[int, Field(ge=0)] | None
     thin: Annotated[int, Field(ge=1)] | None
     num_draws: Annotated[int, Field(ge=1)]  # pyright: ignore[reportIncompatibleVariableOverride]
     preconditioner: Preconditioner
@@ -169,7 +169,7 @@ class StochasticGradientMcmc(Method[StationaryState]):
                 f"inference.start_epoch={start} starts the chains after the last epoch "
                 f"(trainer.max_epochs={setting.num_epochs}): lower the first or raise the second."
             )
-        if self.preconditioner != "none" and self.burn_in_epochs == 0:
+        if self.preconditioner != "none" and self._burn_in(setting) == 0:
             raise UsageError(
                 f"inference.preconditioner={self.preconditioner} is learned during the burn-in: set "
                 "inference.burn_in_epochs to 1 or more."
@@ -243,7 +243,9 @@ class StochasticGradientMcmc(Method[StationaryState]):
         return setting.num_epochs // 2 if self.start_epoch is None else self.start_epoch
 
     def _burn_in(self, setting: Setting) -> int:
-        return self.burn_in_epochs * setting.steps_per_epoch
+        chain = setting.num_epochs - self._start(setting)
+        epochs = chain // 2 if self.burn_in_epochs is None else self.burn_in_epochs
+        return epochs * setting.steps_per_epoch
 
     def _keep(self, setting: Setting) -> KeepEvery:
         steps = (setting.num_epochs - self._start(setting)) * setting.steps_per_epoch

@@ -29,7 +29,7 @@ ROOT = torch.tensor([1.3, 0.6, 1.6, 1 / (1.3 * 0.6 * 1.6)], dtype=torch.float64)
 
 def chain(**changed: Any) -> Sghmc:
     """From the first step on."""
-    settings = {**node_of("inference", "sghmc"), "start_epoch": 0, **changed}
+    settings = {**node_of("inference", "sghmc"), "start_epoch": 0, "burn_in_epochs": 0, **changed}
     method = build(settings, Method, key="inference")
     assert isinstance(method, Sghmc)
     return method
@@ -184,7 +184,13 @@ def test_noisy_gradients_heat_the_chain_by_the_known_factor():
 
 def test_with_all_momentum_lost_it_is_sgld():
     one, other = (work(example("mlp"), [0, 1], num_epochs=4) for _ in range(2))
-    settings = {**node_of("inference", "sgld"), "start_epoch": 0, "lr": 0.01, "num_draws": 3}
+    settings = {
+        **node_of("inference", "sgld"),
+        "start_epoch": 0,
+        "burn_in_epochs": 0,
+        "lr": 0.01,
+        "num_draws": 3,
+    }
     method, langevin = chain(friction=1.0, lr=0.01, num_draws=3), build(settings, Method, key="inference")
     assert isinstance(langevin, Sgld)
     state, expected = method.init(one.problem), langevin.init(other.problem)

@@ -30,7 +30,8 @@ ROOT = torch.tensor([1.3, 0.6, 1.6, 1 / (1.3 * 0.6 * 1.6)], dtype=torch.float64)
 
 
 def sgld(**changed: Any) -> Sgld:
-    method = build({**node_of("inference", "sgld"), **changed}, Method, key="inference")
+    settings = {**node_of("inference", "sgld"), "burn_in_epochs": 0, **changed}
+    method = build(settings, Method, key="inference")
     assert isinstance(method, Sgld)
     return method
 
@@ -168,6 +169,7 @@ def test_a_chain_starts_in_the_middle_where_nothing_is_said():
     ("changed", "taken"),
     [
         ({"num_draws": 3}, [13, 18, 23]),  # 8 epochs of 3 steps, of which the last 5 epochs are the chain
+        ({"num_draws": 3, "burn_in_epochs": None}, [17, 20, 23]),  # 2 of the 5
         ({"num_draws": 3, "thin": 2}, [19, 21, 23]),
         ({"num_draws": 3, "burn_in_epochs": 3}, [19, 21, 23]),
         ({"num_draws": 5, "burn_in_epochs": 3}, [19, 20, 21, 22, 23]),

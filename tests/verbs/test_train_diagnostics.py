@@ -10,7 +10,13 @@ SMALL = ("num_members=2", "trainer.max_epochs=8", "cluster=inline", "model.hidde
 
 def test_chains_that_have_not_mixed_are_a_warning_that_says_what_to_do(bdl, tmp_path):
     said = bdl(
-        "train", *SMALL, "inference=sgld", "inference.num_draws=30", "inference.lr=0.0001", "name=chains"
+        "train",
+        *SMALL,
+        "inference=sgld",
+        "inference.num_draws=30",
+        "inference.lr=0.0001",
+        "inference.burn_in_epochs=0",
+        "name=chains",
     )
     assert said.status == 0, said.err
     run = find_runs(tmp_path / "runs")[-1]
