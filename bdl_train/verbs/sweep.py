@@ -14,8 +14,6 @@ Examples:
 """
 
 import logging
-import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from bdl_train.sweeps.record import Definition, SweepDir, Trial
 from bdl_train.sweeps.samplers import Sampler, check_axes, grid_size, probes, space_size, suggest
 from bdl_train.sweeps.view import SweepView
 from bdl_train.verbs._resume import resumed_config
+from bdl_train.verbs._signals import stop_on_signal
 from bdl_train.verbs._trials import THREAD, Trials, require_validation
 from bdl_train.verbs._unused import refuse_unused
 from bdl_train.verbs.train import checked
@@ -192,7 +191,7 @@ def _carry_out(sweep: Trials, launcher: Launcher) -> Exit:
         view.say(f"{ended} of them are done already")
     if len(known) < sweep.num_trials or any(one.is_open for one in known.values()):
         launcher.open()
-    with _stop_on_signal(sweep), _labelled_logs():
+    with stop_on_signal(sweep.stop.is_set, sweep.stop.set, "trials"), _labelled_logs():
         view.start()
         try:
             sweep.carry_out()
@@ -334,31 +333,6 @@ def _config_of(folder: SweepDir, words: Words, trial: Trial, options: Options) -
 
 
 # --- the process ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _stop_on_signal(sweep: Trials) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or SIGUSR1 asks all trials to save and stop; a second Ctrl-C or SIGTERM ends at once.
-
-    SIGUSR1 is how batch systems warn of the end of a job.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        if sweep.stop.is_set():
-            if signum == signal.SIGUSR1:
-                return
-            raise KeyboardInterrupt
-        sweep.stop.set()
-        os.write(2, b"\nstopping: trials save their state (once more to end at once)\n")
-
-    before = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ Examples:
 import errno
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -47,6 +46,7 @@ from bdl_train.training.problem import Recipe
 from bdl_train.verbs._prior_run import check_prior_run
 from bdl_train.verbs._resume import check_unchanged, resumed_config
 from bdl_train.verbs._runs import load_data
+from bdl_train.verbs._signals import stop_on_signal
 from bdl_train.verbs._unused import refuse_unused, tell_unused
 from bdl_train.verbs._waves import check_auto, chosen, first_size, first_waves, trained
 from bdl_train.verbs.compare import compare_runs
@@ -122,7 +122,7 @@ class Terminal:
 
     def stopping(self, run_dir: RunDir) -> AbstractContextManager[None]:
         """Around the training: turns a wish to stop into the run's STOP file."""
-        return _stop_on_signal(run_dir)
+        return stop_on_signal(run_dir.stop_file.exists, run_dir.stop_file.touch, "members")
 
     def computing(self) -> AbstractContextManager[Any]:
         """Around what this process computes itself: torch's global generator is not for several threads at once."""
@@ -467,28 +467,3 @@ def _full_disk_said(run_dir: RunDir) -> Iterator[None]:
             f"the disk of {run_dir.path} is full ({error.strerror}). What was saved before is whole: free some space, "
             f"then finish it with: bdl train resume={run_dir.path}"
         ) from error
-
-
-@contextmanager
-def _stop_on_signal(run_dir: RunDir) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or SIGUSR1 asks the stacks to save and stop; a second Ctrl-C or SIGTERM ends at once.
-
-    SIGUSR1 is how batch systems warn of the end of a job.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        if run_dir.stop_file.exists():
-            if signum == signal.SIGUSR1:
-                return
-            raise KeyboardInterrupt
-        run_dir.stop_file.touch()
-        os.write(2, b"\nstopping: members save their state (once more to end at once)\n")
-
-    before = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,15 +1,22 @@
 """What benchmarks that train through the command share: the command, and rows of results kept in a file."""
 
 import csv
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 from bdl_train import cli
+
+T = TypeVar("T")
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["bdl_train.verbs.train", "bdl_train.verbs.evaluate"])
@@ -59,3 +66,29 @@ class Rows:
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+
+    def fill(self, jobs: Sequence[T], run: Callable[[T], Mapping[str, object]], at_once: int) -> None:
+        """Append the row of each job, so many jobs side by side; one that fails is shown and leaves no row."""
+        lock, start = Lock(), time.monotonic()
+
+        def one(job: T) -> None:
+            try:
+                row = run(job)
+            except RuntimeError as error:
+                print(error, file=sys.stderr, flush=True)
+                return
+            with lock:
+                self.append(row)
+                print(f"{time.monotonic() - start:7.0f} s  {row}", flush=True)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(one, jobs))
+
+
+def cost(run_dir: Path) -> dict[str, object]:
+    """What a run took, and the code that it ran."""
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    return {
+        "device_time_s": round(manifest["device_time_s"], 1),
+        "commit": manifest["code"].get("commit", "")[:10],
+    }

@@ -10,14 +10,10 @@ twice: delete it to make it again.
 
 import argparse
 import json
-import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 
-from _command import Rows, bdl
+from _command import Rows, bdl, cost
 
 from bdl_train.evaluation.section import read_section
 
@@ -62,17 +58,14 @@ def run(method: str) -> dict[str, object]:
         bdl("evaluate", f"run={run_dir}", "name=ood", "ood=[images/mnist_test.npz]", "cluster=inline")
         test = json.loads((run_dir / "metrics.json").read_text())
         val = json.loads((run_dir / "evaluation" / "val" / "metrics.json").read_text())
-        manifest = json.loads((run_dir / "manifest.json").read_text())
+        spent = cost(run_dir)
         detection = read_section(run_dir / "evaluation" / "ood" / "sections", "ood").tables["detection"]
     row: dict[str, object] = {"method": method, "members": members, "epochs": epochs}
     row |= {name: test[f"test/{name}"] for name in ("accuracy", "nll", "ece")}
     row["ood_auroc"] = float(detection.loc[detection["score"] == SCORE, "auroc"].iloc[0])
     row["single_nll"] = test["test/mean_member_nll"]
     row |= {f"val_{name}": val[f"val/{name}"] for name in ("nll", "ece")}
-    return row | {
-        "device_time_s": round(manifest["device_time_s"], 1),
-        "commit": manifest["code"].get("commit", "")[:10],
-    }
+    return row | spent
 
 
 def main() -> None:
@@ -83,20 +76,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     done = {row["method"] for row in ROWS.stored()}
-    lock, start = Lock(), time.monotonic()
-
-    def one(method: str) -> None:
-        try:
-            row = run(method)
-        except RuntimeError as error:
-            print(error, file=sys.stderr, flush=True)
-            return
-        with lock:
-            ROWS.append(row)
-            print(f"{time.monotonic() - start:7.0f} s  {row}", flush=True)
-
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, [method for method in given.methods if method not in done]))
+    ROWS.fill([method for method in given.methods if method not in done], run, given.jobs)
 
 
 if __name__ == "__main__":

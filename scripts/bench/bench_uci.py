@@ -13,14 +13,10 @@ nothing but give the figures.
 
 import argparse
 import json
-import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 
-from _command import Rows, bdl
+from _command import Rows, bdl, cost
 
 SETS = ("concrete", "energy", "wine-quality-red", "kin8nm", "power-plant", "protein-tertiary-structure")
 NUM_SPLITS = {"protein-tertiary-structure": 5}
@@ -88,14 +84,11 @@ def run(name: str, protocol: str, split: int, method: str, epochs: int | None) -
         if ALL_ROWS not in words:
             bdl("evaluate", f"run={run_dir}", "part=val", "cluster=inline")
             val = json.loads((run_dir / "evaluation" / "val" / "metrics.json").read_text())
-        manifest = json.loads((run_dir / "manifest.json").read_text())
+        spent = cost(run_dir)
     row: dict[str, object] = {"set": name, "protocol": protocol, "split": split, "method": method}
     row |= {f"val_{key}": val.get(f"val/{key}", "") for key in METRICS}
     row |= {f"test_{key}": test[f"test/{key}"] for key in METRICS}
-    return row | {
-        "device_time_s": round(manifest["device_time_s"], 1),
-        "commit": manifest["code"].get("commit", "")[:10],
-    }
+    return row | spent
 
 
 def main() -> None:
@@ -121,20 +114,7 @@ def main() -> None:
         < (NUM_FEATURES[name] if given.protocol == "gap" else min(given.splits, NUM_SPLITS.get(name, 20)))
     ]
     jobs = [job for job in jobs if job not in done]
-    lock, start = Lock(), time.monotonic()
-
-    def one(job: tuple[str, str, int, str]) -> None:
-        try:
-            row = run(*job, given.epochs)
-        except RuntimeError as error:
-            print(error, file=sys.stderr, flush=True)
-            return
-        with lock:
-            ROWS.append(row)
-            print(f"{time.monotonic() - start:7.0f} s  {row}", flush=True)
-
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, jobs))
+    ROWS.fill(jobs, lambda job: run(*job, given.epochs), given.jobs)
 
 
 if __name__ == "__main__":
