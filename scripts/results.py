@@ -44,7 +44,10 @@ def runs(protocol: str) -> pd.DataFrame:
 
 
 def uci_by_method(metric: str, protocol: str = "standard") -> str:
-    """One line a method, one column a set: mean ± standard error of a test metric; * chosen by validation NLL."""
+    """One line a method, one column a set: mean ± standard error of a test metric; * chosen by validation NLL.
+
+    A method that has not all splits says how many it has, in brackets.
+    """
     rows, lines = runs(protocol), []
     sets = list(rows["set"].unique())
     chosen = {name: chosen_method(rows, name) for name in sets}
@@ -53,7 +56,8 @@ def uci_by_method(metric: str, protocol: str = "standard") -> str:
         for name in sets:
             own = rows[(rows["set"] == name) & (rows.method == method)]
             star = "*" if chosen[name] == method else ""
-            line[name] = f"{pm(own[f'test_{metric}'])}{star}" if len(own) else ""
+            fewer = "" if len(own) == rows[rows["set"] == name].split.nunique() else f" ({len(own)})"
+            line[name] = f"{pm(own[f'test_{metric}'])}{star}{fewer}" if len(own) else ""
         lines.append(line)
     splits = {"inference": "splits"} | {name: str(rows[rows["set"] == name].split.nunique()) for name in sets}
     return table(pd.DataFrame([*lines, splits]))
