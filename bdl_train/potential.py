@@ -4,7 +4,7 @@ Shape letters: M members, P parameters of one member, B batch, O outputs.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -161,9 +161,7 @@ def compiled_or_eager(
     # What a step closes over never changes, so that a graph is chosen by the tensors' shapes alone (guards on all the
     # rest are 7 % of a short step). Graphs are kept by code object: with one of its own, no step takes another's.
     step.__code__ = step.__code__.replace()
-    options: dict[str, str | int | bool | Callable[..., Any]] = {
-        "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe
-    }
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"guard_filter_fn": _of_tensors}
     run: Callable[..., T] = torch.compile(step, fullgraph=True, dynamic=False, options=options)
 
     def call(*args: Any) -> T:
@@ -185,6 +183,11 @@ def compiled_or_eager(
             return eager(*args)
 
     return call
+
+
+def _of_tensors(guards: Sequence[Any]) -> list[bool]:
+    """Which guards of torch.compile are kept: those of the arguments' types and shapes, and of which are the same."""
+    return [guard.guard_type in ("TENSOR_MATCH", "DUPLICATE_INPUT") for guard in guards]
 
 
 class Gradient(NamedTuple):

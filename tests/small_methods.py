@@ -10,7 +10,7 @@ from bdl_train.inference import Method
 NAMES = sorted(path.stem for path in (CONF / "inference").glob("*.yaml"))
 SMALL: dict[str, dict[str, Any]] = {
     "laplace": {"structure": "kfac"},
-    "mclmc": {"num_warmup": 20, "num_draws": 3, "thin": 3},
+    "mclmc": {"num_warmup": 40, "num_draws": 3, "thin": 3},
     "snapshot": {"num_cycles": 3, "num_draws": 2},
     "hmc": {"num_warmup": 20, "num_draws": 3, "thin": 2, "num_leapfrog": 2, "target_accept": 0.9},
     "sgld": {"num_draws": 3, "burn_in_epochs": 1},

@@ -66,6 +66,18 @@ def test_steps_of_one_function_do_not_take_one_anothers_graph():
             assert torch.equal(three(x), 3 * x)
 
 
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_graph_for_one_tensor_twice_is_not_taken_for_two():
+    def step(a: Tensor, b: Tensor) -> Tensor:
+        return 2 * a + b
+
+    run = compiled_or_eager(step, step, work(example("mlp"), range(M)).problem.potential.network)
+    x, y = torch.ones(3), 5 * torch.ones(3)
+    assert torch.equal(run(x, x), 3 * x)
+    assert torch.equal(run(x, y), 2 * x + y)
+
+
 class Branches(nn.Module):
     """Looks at its values, which no graph can hold."""
 

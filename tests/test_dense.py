@@ -32,6 +32,9 @@ def test_hand_batching_equals_a_loop_over_plain_modules(name, shared):
         torch.testing.assert_close(outputs[m], module(x if shared else x[m]), rtol=1e-12, atol=1e-13)
 
 
+TWICE = nn.ReLU()
+
+
 class OtherLinear(nn.Linear):
     def forward(self, input):
         return super().forward(input) + 1
@@ -46,8 +49,9 @@ class OtherLinear(nn.Linear):
         make(OtherLinear(3, 3)),
         make(nn.Flatten(2), nn.Linear(3, 3)),
         nn.Linear(3, 3),
+        make(nn.Linear(3, 3), TWICE, nn.Linear(3, 3), TWICE),
     ],
-    ids=["no bias", "dropout", "norm", "subclass", "other flatten", "no sequential"],
+    ids=["no bias", "dropout", "norm", "subclass", "other flatten", "no sequential", "a module twice"],
 )
 def test_anything_else_is_left_to_vmap(network):
     assert DenseNetwork.of(network) is None

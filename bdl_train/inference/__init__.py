@@ -225,6 +225,10 @@ class Method(ABC, Generic[S]):
             )
         ]
 
+    def steps_to_compile(self, setting: Setting) -> int:
+        """Steps on the same tensors, each of which can be compiled as a whole: `trainer.compile=auto` asks."""
+        return 0
+
     @abstractmethod
     def init(self, problem: Problem) -> S:
         """The state before the first step."""

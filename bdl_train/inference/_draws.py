@@ -31,7 +31,9 @@ class KeepEvery:
 
     @classmethod
     def over(cls, num_steps: int, burn_in: int, thin: int | None, num_draws: int) -> "KeepEvery":
-        """The last `num_draws` of a stretch of `num_steps`, none of the first `burn_in`; `thin` None = spread evenly.
+        """The last `num_draws` of a stretch of `num_steps`, none of the first `burn_in`.
+
+        Where `thin` is None, draws are as far apart as all of them fit.
 
         Raises:
             UsageError: there are too few steps for so many draws.

@@ -138,7 +138,7 @@ class StochasticGradientMcmc(Method[StationaryState]):
         start_epoch: First epoch (0-based) of the chain, after optimisation with `optimizer` and `scheduler`; null =
             half of `trainer.max_epochs`.
         burn_in_epochs: First epochs of the chain, of which nothing is kept; null = half of the chain.
-        thin: Steps between two draws; null = draws are spread evenly over the chain after its burn-in.
+        thin: Steps between two draws; null = as many as leave room for all draws after the burn-in.
         num_draws: K, draws a member keeps: its last ones.
         preconditioner: `rmsprop` scales step and noise of each weight by G ∝ 1/√(mean squared gradient).
     """
@@ -171,8 +171,9 @@ class StochasticGradientMcmc(Method[StationaryState]):
             )
         if self.preconditioner != "none" and self._burn_in(setting) == 0:
             raise UsageError(
-                f"inference.preconditioner={self.preconditioner} is learned during the burn-in: set "
-                "inference.burn_in_epochs to 1 or more."
+                f"inference.preconditioner={self.preconditioner} is learned during the burn-in, and there is none: "
+                "set inference.burn_in_epochs to 1 or more; or raise trainer.max_epochs, of whose chain half is "
+                "burn-in where inference.burn_in_epochs is null."
             )
         self._keep(setting)
 

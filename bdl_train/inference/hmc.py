@@ -124,6 +124,9 @@ class Hmc(Method[HmcState]):
             Phase("sample", "all", math.ceil(needed / per_epoch), per_epoch),
         ]
 
+    def steps_to_compile(self, setting: Setting) -> int:
+        return (self.num_warmup + self.num_draws * self.thin) * self.num_leapfrog
+
     def init(self, problem: Problem) -> HmcState:
         return HmcState(problem, self.num_draws)
 

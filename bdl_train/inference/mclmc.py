@@ -123,7 +123,8 @@ class MclmcState(DescentState):
         self.kept.load_state_dict(stored["kept"])
         device = self.stack.flat.device
         self.chains = Chains.from_tensors(stored["chains"], device) if stored["chains"] else None
-        self.version = self.stack.flat._version
+        # Before the first step of a chain its gradient is not known yet.
+        self.version = self.stack.flat._version if (self.phase, self.step) > (1, 0) else -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,8 @@ class Mclmc(Method[MclmcState]):
         patience: Epochs without a better validation NLL after which the optimisation of a member ends; null = it lasts
             `trainer.max_epochs`.
         temperature: T; the chains target exp(−N · potential / T).
-        num_warmup: Steps that tune the chains; nothing of them is kept.
+        num_warmup: Steps that tune the chains; nothing of them is kept. The last tenth measures autocorrelations, which
+            takes 4 steps at least.
         step_size: ε of the first step.
         energy_variance_start, energy_variance_end: Target of the energy error's variance per dimension, falling
             geometrically over the warm-up: large explores, small is exact.
@@ -152,7 +154,7 @@ class Mclmc(Method[MclmcState]):
 
     patience: Annotated[int, Field(ge=1)] | None
     temperature: Annotated[float, Field(gt=0)]
-    num_warmup: Annotated[int, Field(ge=10)]
+    num_warmup: Annotated[int, Field(ge=40)]
     step_size: Annotated[float, Field(gt=0)]
     energy_variance_start: Annotated[float, Field(gt=0)]
     energy_variance_end: Annotated[float, Field(gt=0)]
@@ -181,6 +183,9 @@ class Mclmc(Method[MclmcState]):
             _in_epochs("tune", self.num_warmup),
             _in_epochs("sample", self.num_draws * self.thin),
         ]
+
+    def steps_to_compile(self, setting: Setting) -> int:
+        return self.num_warmup + self.num_draws * self.thin
 
     def init(self, problem: Problem) -> MclmcState:
         return MclmcState(problem, self.num_draws)
@@ -278,7 +283,8 @@ class Mclmc(Method[MclmcState]):
     def _log(self, state: MclmcState, chains: Chains, moved: Moved, sizes: Tensor) -> StepLog:
         scale = self.temperature / state.potential.num_data
         potential_M = chains.energy * scale
-        variance_M = moved.energy_error.square() / moved.flat.shape[1]
+        # A step that is not taken changes no energy.
+        variance_M = torch.where(moved.taken, moved.energy_error.square() / moved.flat.shape[1], 0.0)
         if state.phase == 2 and self._keep.keeps(state.step):
             traces = {"potential": potential_M, "energy_variance": variance_M, "step_size": sizes}
             state.kept.take(state.stack, traces)

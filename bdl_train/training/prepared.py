@@ -105,19 +105,24 @@ class Prepared:
         identity = {"task": own, "num_data": recipe.num_data(data), "fingerprint": data.fingerprint()}
         return cls(recipe, problem, executor, state, early_stopping, module, device, identity)
 
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+    def content(self, seconds: float) -> dict[str, Any]:
+        """What a checkpoint holds; `seconds` went into it, over all sessions."""
         stopping = None if self.early_stopping is None else self.early_stopping.state_dict()
-        return {"identity": self.identity, "state": self.state.state_dict(), "early_stopping": stopping}
+        return {
+            "identity": self.identity,
+            "state": self.state.state_dict(),
+            "early_stopping": stopping,
+            "seconds": seconds,
+        }
 
-    def load(self, folder: Path) -> bool:
-        """Take up the newest checkpoint of the stack's folder; whether there was one."""
+    def load(self, folder: Path) -> float | None:
+        """Take up the newest checkpoint of the stack's folder: the seconds that went into it, None without one."""
         stored = load_checkpoint(folder, self.identity, self.device)
         if stored is not None:
             self.state.load_state_dict(stored["state"])
             if self.early_stopping is not None:
                 self.early_stopping.load_state_dict(stored["early_stopping"])
-        return stored is not None
+        return None if stored is None else stored.get("seconds", 0.0)
 
     def fit(self, callbacks: Sequence[pl.Callback]) -> None:
         """Train what is left to train."""

@@ -25,6 +25,9 @@ from bdl_train.stack import Layout, Stack, StackedNetwork, build_stack, choose_e
 from bdl_train.training.ranks import ALONE, Ranks
 from bdl_train.training.settings import TrainerSettings
 
+WORTH_COMPILING = 2000
+"""Steps: compiling one takes about as long as this many small ones save."""
+
 log = logging.getLogger(__name__)
 
 
@@ -113,6 +116,11 @@ class Recipe:
             return None
         generators = (np.random.default_rng(member_seed(self.seed, m, Stream.ROWS)) for m in members)
         return np.stack([np.sort(one.choice(num_rows, num_data, replace=False)) for one in generators])
+
+    def _compiles_steps(self, setting: Setting) -> bool:
+        if self.trainer.compile != "auto":
+            return self.trainer.compile
+        return self.method.steps_to_compile(setting) >= WORTH_COMPILING
 
     def setting(self, data: Data) -> Setting:
         """What the method may check, and plan its phases by."""
@@ -208,7 +216,7 @@ class Recipe:
             setting=self.setting(data),
             noise_seeds=[member_seed(self.seed, m, Stream.NOISE, attempt) for m in members],
             clip_norm=self.trainer.clip_norm,
-            compile_steps=self.trainer.compile is not False,
+            compile_steps=self._compiles_steps(self.setting(data)),
         )
         return problem, f"{executor}: {reason}"
 

@@ -38,8 +38,8 @@ def train_stack(
 
     Returns:
         `status` done or stopped; for done: a list `members` with one entry each (id, status, reason, file, sha256),
-        `again`, the members that diverged and are to be trained once more, `steps`, `seconds`, `device`, `executor`.
-        Of ranks other than the first: the status.
+        `again`, the members that diverged and are to be trained once more, `steps`, `seconds` over all sessions,
+        `device`, `executor`. Of ranks other than the first: the status.
 
     Raises:
         LostOwnershipError: another process was given the stack while this one trained it.
@@ -53,13 +53,20 @@ def train_stack(
     owner = Ownership(folder) if ranks.is_first else None
     stack = Prepared.of(task, config, data, ranks)
     state, timeline, trainer = stack.state, stack.module.timeline, stack.recipe.trainer
-    if stack.load(folder):
+    before = stack.load(folder)
+    if before is not None:
         log.info("Stack %s continues at step %d", task.id, timeline.step(state))
     if ranks.decide(timeline.step(state), stack.device) != timeline.step(state):
         raise RuntimeError(f"Ranks of stack {task.id} loaded different checkpoints: does each see {folder}?")
+
+    def spent() -> float:
+        return (before or 0.0) + time.monotonic() - start
+
     # A stack may be a job of its own, with a stop of its own.
     stop_files = (run.stop_file, folder / run.stop_file.name)
-    checkpoint = Checkpoint(folder, owner, stack.content, trainer.checkpoint_every_s, stop_files, ranks)
+    checkpoint = Checkpoint(
+        folder, owner, lambda: stack.content(spent()), trainer.checkpoint_every_s, stop_files, ranks
+    )
     if owner is None:
         stack.fit([checkpoint])
         return dict(STOPPED) if checkpoint.stopped else {"status": "done"}
@@ -74,7 +81,7 @@ def train_stack(
         stack.fit([write_events, checkpoint])
         if checkpoint.stopped:
             events.write("stopped", [(None, "on request")], step=timeline.step(state))
-            return dict(STOPPED)
+            return {**STOPPED, "seconds": spent()}
         owner.check()
         entries, batch_norm = _write_members(task, stack, data, run)
         for entry in entries:
@@ -99,7 +106,7 @@ def train_stack(
         "batch_norm": batch_norm,
         "num_data": stack.problem.potential.num_data,
         "steps": timeline.step(state),
-        "seconds": time.monotonic() - start,
+        "seconds": spent(),
         "device": str(stack.device),
         "executor": stack.executor,
     }

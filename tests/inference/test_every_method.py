@@ -144,7 +144,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "mclmc": {
         "patience": 3,
         "temperature": 0.5,
-        "num_warmup": 30,
+        "num_warmup": 50,
         "step_size": 0.01,
         "energy_variance_start": 0.1,
         "energy_variance_end": 0.1,
@@ -289,6 +289,26 @@ def test_saved_loaded_and_continued_gives_the_same_bits(
     assert timeline.step(other) == before
     resumed.advance(method, other)
     assert_same_bits(result(method, other), result(method, state))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_state_saved_where_a_phase_ends_goes_on_with_the_same_bits(name: str):
+    """Checkpoints at the end of an epoch are written before the next phase is entered."""
+
+    def fresh() -> Work:
+        return work(example(fitting(name, "mlp")), [0, 1], optimizer=ADAM, num_epochs=6)
+
+    method, straight = shipped(name), fresh()
+    expected = method.init(straight.problem)
+    straight.advance(method, expected)
+    phases = straight.timeline(method).phases
+    for count in range(1, len(phases)):
+        before, resumed = fresh(), fresh()
+        state, other = method.init(before.problem), method.init(resumed.problem)
+        before.advance(method, state, sum(phase.num_steps for phase in phases[:count]))
+        other.load_state_dict(through_disk(state.state_dict()))
+        resumed.advance(method, other)
+        assert_same_bits(result(method, other), result(method, expected))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)

@@ -20,6 +20,7 @@ from bdl_train.build import build
 from bdl_train.inference import Method
 from bdl_train.inference._autocorrelation import autocorrelation_time
 from bdl_train.inference._isokinetic import INTEGRATORS, Kernel, kick, normalise, refresh
+from bdl_train.inference._noise import MemberNoise
 from bdl_train.inference._step_size import StepSizes
 from bdl_train.inference.mclmc import Mclmc, MclmcState
 from bdl_train.posteriors.chain import Chain
@@ -160,6 +161,28 @@ def test_a_step_into_nan_is_not_taken_and_turns_the_chain_round():
     assert not torch.equal(moved.flat[1], flat[1])
 
 
+def test_a_step_that_is_not_taken_leaves_a_draw_without_nan(monkeypatch):
+    method, the_work = mclmc(num_warmup=40, num_draws=4, thin=1), work(example("mlp"), [0, 1], num_epochs=1)
+    state, calls, normal = method.init(the_work.problem), [], MemberNoise.normal
+    the_work.advance(method, state, the_work.timeline(method).num_steps - 4)
+
+    def broken(self: MemberNoise, *shape: int) -> Tensor:
+        calls.append(normal(self, *shape))
+        if len(calls) == 3:  # of the second step
+            calls[-1][0] = torch.nan
+        return calls[-1]
+
+    monkeypatch.setattr(MemberNoise, "normal", broken)
+    the_work.advance(method, state)
+    one, other = method.posterior(state)
+    assert isinstance(one, Chain)
+    assert isinstance(other, Chain)
+    assert torch.equal(one.flat[1], one.flat[0])
+    assert not torch.equal(other.flat[1], other.flat[0])
+    assert one.traces["energy_variance"][1] == 0
+    assert all(bool(torch.isfinite(t).all()) for t in one.tensors().values() if t.is_floating_point())
+
+
 # --- tuning -----------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +313,7 @@ def test_the_compiled_step_is_the_eager_one(network: str, caplog):
     def run(compiled: bool) -> MclmcState:
         the_work = work(example(network), [0, 1], num_epochs=2)
         the_work = replace(the_work, problem=replace(the_work.problem, compile_steps=compiled))
-        method = mclmc(num_warmup=20, num_draws=3, thin=2)
+        method = mclmc(num_warmup=40, num_draws=3, thin=2)
         state = method.init(the_work.problem)
         with caplog.at_level(logging.WARNING, logger="bdl_train"):
             the_work.advance(method, state)

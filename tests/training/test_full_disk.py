@@ -72,7 +72,7 @@ def test_a_stop_waits_until_its_checkpoint_is_saved(run, expected, disk, warning
 
     at_step(monkeypatch, CASE, 6, ask)
     at_step(monkeypatch, CASE, 12, make_room)
-    assert train_stack(task(), CONFIG, data(NAME), one) == {"status": "stopped"}
+    assert train_stack(task(), CONFIG, data(NAME), one)["status"] == "stopped"
     assert disk.refused == 4  # at steps 7, 9, 10 (the end of an epoch) and 12
     assert warnings("the requested stop waits") == 1
     assert [event["step"] for event in events_of(one) if event["key"] == "stopped"] == [14]

@@ -117,7 +117,7 @@ def test_stopped_and_resumed_is_straight_through_bit_for_bit(case: str, run, mon
     resumed.path.mkdir()
     with monkeypatch.context() as patched:
         at_step(patched, case, 5, lambda state: resumed.stop_file.touch())
-        assert train_stack(task(), halved(config), data(name), resumed) == {"status": "stopped"}
+        assert train_stack(task(), halved(config), data(name), resumed)["status"] == "stopped"
     resumed.stop_file.unlink()
     assert hashes(train_stack(task(), halved(config), data(name), resumed)) == hashes(straight)
 

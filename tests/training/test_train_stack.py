@@ -30,6 +30,7 @@ def test_stopped_and_resumed_is_straight_through_bit_for_bit(case: str, stops, r
     expected = straight(case)
     resumed_run = run("resumed")
     resumed_run.path.mkdir()
+    spent = 0.0
     for step in stops:
         with monkeypatch.context() as patched:
             at_step(patched, method, step, lambda state: resumed_run.stop_file.touch())
@@ -37,11 +38,14 @@ def test_stopped_and_resumed_is_straight_through_bit_for_bit(case: str, stops, r
         if result["status"] == "done":  # early stopping came first
             assert case.startswith("early_stopping")
             break
-        assert result == {"status": "stopped"}
-        assert (resumed_run.stack("s0") / LATEST).is_file()
+        assert result["status"] == "stopped"
+        stored = torch.load(resumed_run.stack("s0") / LATEST, weights_only=True)["seconds"]
+        assert spent < stored <= result["seconds"]  # of all sessions so far
+        spent = stored
         assert not (resumed_run.stack("s0") / "result.json").exists()
         resumed_run.stop_file.unlink()
     result = train_stack(task(), config, data(name), resumed_run)
+    assert result["seconds"] > spent
     assert hashes(result) == hashes(expected)
     assert result["steps"] == expected["steps"]
     assert [e.get("best_epoch") for e in result["members"]] == [

@@ -33,9 +33,9 @@ RUNS = {
     "bernoulli_swag": "likelihood=bernoulli prior=scale_mixture scheduler=step",
     "layerwise": "prior=layerwise inference=anchored optimizer=adamw",
     "sgld": "inference=sgld inference.num_draws=3 trainer.max_epochs=8",
-    "sghmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=sghmc inference.num_draws=3 trainer.max_epochs=8",
+    "sghmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=sghmc inference.num_draws=3 trainer.max_epochs=12",
     "cyclical_sgmcmc": "inference=cyclical_sgmcmc inference.num_cycles=2 inference.num_draws=2",
-    "mclmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=mclmc inference.num_warmup=20 inference.num_draws=4 "
+    "mclmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=mclmc inference.num_warmup=40 inference.num_draws=4 "
     "inference.thin=2 trainer.compile=false",
     "hmc": "inference=hmc inference.num_warmup=20 inference.num_draws=4 inference.thin=1 inference.num_leapfrog=2",
     "laplace": f"{UCI} likelihood=heteroscedastic_gaussian inference=laplace inference.structure=kfac",
