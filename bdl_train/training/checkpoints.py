@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,28 @@ def load_checkpoint(
         identity: What the checkpoint must have recorded under `identity` (members, attempt, N ...).
         device: Where its tensors go.
     """
+    for path, content in _readable(folder, device):
+        if content.get("identity") == identity:
+            return content
+        log.warning("%s belongs to other settings: it is not used", path)
+    return None
+
+
+def phase_of_checkpoint(folder: Path) -> int | None:
+    """In which phase of its method a stack stood when it was saved last; None without a checkpoint."""
+    return next((content["state"]["phase"] for _, content in _readable(folder, "cpu")), None)
+
+
+def _readable(folder: Path, device: torch.device | str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints that can be read, the newest first."""
     for name in (LATEST, PREVIOUS):
         path = folder / name
         if not path.is_file():
             continue
         try:
-            content = torch.load(path, map_location=device, weights_only=True)
+            yield path, torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # a truncated zip, a bad pickle, a refused type: each has its own class
             log.warning("%s cannot be read (%s): falling back to the checkpoint before it", path, error)
-            continue
-        if content.get("identity") == identity:
-            return content
-        log.warning("%s belongs to other settings: it is not used", path)
-    return None
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,11 +1,14 @@
 """Which run a resumed training continues, with which settings, and what may have changed since."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from bdl_train.config import Options, override_key
 from bdl_train.errors import UsageError
+from bdl_train.inference import Method, Setting
 from bdl_train.runs import RunDir, read_json
+from bdl_train.training.checkpoints import phase_of_checkpoint
 from bdl_train.verbs._runs import read_config
 
 RESUMABLE = ("resume", "allow", "tracking", "cluster", "trainer.max_epochs")
@@ -59,6 +62,30 @@ def _longer(run: RunDir, stored: Mapping[str, Any], asked: Any) -> Any:
             "kept no optimiser state to go on from, so members would differ in length. Start a new run for more epochs."
         )
     return asked
+
+
+def check_longer(run: RunDir, method: Method[Any], setting: Setting) -> None:
+    """Refuse more epochs that no stack would train: those of a phase that one of them has behind it.
+
+    Args:
+        run: The run to resume; its config is still that of before.
+        method: Of the run.
+        setting: With the epochs that are asked for.
+
+    Raises:
+        UsageError: the longer phase, and the stack.
+    """
+    before = replace(setting, num_epochs=read_config(run)["trainer"]["max_epochs"])
+    both = list(zip(method.phases(before), method.phases(setting), strict=False))
+    longer = next((at for at, (old, new) in enumerate(both) if old.num_steps != new.num_steps), len(both))
+    for folder in sorted((run.path / "stacks").glob("*")):
+        phase = phase_of_checkpoint(folder) if longer < len(both) else None
+        if phase is not None and phase > longer:
+            raise UsageError(
+                f"trainer.max_epochs={setting.num_epochs} makes the phase '{both[longer][0].name}' longer, which stack "
+                f"{folder.name} of {run.path} has behind it: these epochs would not be trained. Resume it without "
+                "trainer.max_epochs, or start a new run."
+            )
 
 
 def check_unchanged(run: RunDir, inputs: Mapping[str, Any]) -> None:

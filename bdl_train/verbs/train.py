@@ -44,7 +44,7 @@ from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
 from bdl_train.training.problem import Recipe
 from bdl_train.verbs._prior_run import check_prior_run
-from bdl_train.verbs._resume import check_unchanged, resumed_config
+from bdl_train.verbs._resume import check_longer, check_unchanged, resumed_config
 from bdl_train.verbs._runs import load_data
 from bdl_train.verbs._signals import stop_on_signal
 from bdl_train.verbs._unused import refuse_unused, tell_unused
@@ -276,6 +276,7 @@ def new_run(work: Work, name: str | None = None) -> RunDir:
 def _resume(run_dir: RunDir, work: Work, launcher: Launcher, terminal: Terminal) -> tuple[Exit, RunDir]:
     with _full_disk_said(run_dir), locked(run_dir):
         check_unchanged(run_dir, work.inputs)
+        check_longer(run_dir, work.recipe.method, work.recipe.setting(work.data))
         # From here on the run is unfinished again: its old manifest would contradict the config that is written now.
         run_dir.manifest.unlink(missing_ok=True)
         recorded = Plan.from_json(read_json(run_dir.plan), work.settings.num_members)

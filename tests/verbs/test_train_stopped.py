@@ -45,12 +45,12 @@ def steps_of(run: RunDir) -> dict[str, int]:
 
 
 @contextmanager
-def stopping_at(step: int) -> Iterator[None]:
-    """Every run is asked to stop once a stack has taken so many steps, as a signal asks."""
+def stopping_at(step: int, phase: int = 0) -> Iterator[None]:
+    """Every run is asked to stop once a stack has taken so many steps of a phase, as a signal asks."""
     true_end = Checkpoint.on_train_batch_end
 
     def end(self, trainer, pl_module, *args):
-        if pl_module.state.step >= step:
+        if (pl_module.state.phase, pl_module.state.step) >= (phase, step):
             self._stop_files[0].touch()
         return true_end(self, trainer, pl_module, *args)
 
@@ -131,6 +131,30 @@ def test_more_epochs_are_for_runs_without_a_finished_stack(train, bdl):
     said = bdl("train", f"resume={run.path}", "trainer.max_epochs=9")
     assert said.status == 2
     assert "trainer.max_epochs=9: 2 stacks" in said.err
+
+
+@pytest.mark.parametrize(
+    ("start", "epochs", "taken"),
+    [("null", "12", False), ("4", "12", True), ("null", "8", True)],
+    ids=["the start of the chains would move", "their start is fixed", "as before"],
+)
+def test_more_epochs_of_a_phase_that_is_over_are_refused(start: str, epochs: str, taken: bool, train, bdl):
+    words = ("inference=sgld", "inference.num_draws=2", f"inference.start_epoch={start}", "num_members=1")
+    words += ("inference.burn_in_epochs=0", "trainer.checkpoint_every_s=0.001")
+    with stopping_at(2, phase=1):
+        train(*words, "trainer.max_epochs=8", "data.batch_size=1000", status=75)
+    run = find_runs("runs")[-1]
+    assert read_phase(run) == 1
+    said = bdl("train", f"resume={run.path}", f"trainer.max_epochs={epochs}")
+    assert said.status == (0 if taken else 2), said.err
+    if not taken:
+        assert "trainer.max_epochs=12 makes the phase 'warm start' longer, which stack 000 of" in said.err
+        assert bdl("train", f"resume={run.path}").status == 0  # nothing is lost
+
+
+def read_phase(run: RunDir) -> int:
+    [path] = run.path.glob("stacks/*/checkpoint.pt")
+    return torch.load(path, weights_only=True)["state"]["phase"]
 
 
 def test_a_run_may_be_resumed_with_another_share_of_the_machine(train, bdl):
