@@ -24,9 +24,8 @@ class DenseNetwork:
     @classmethod
     def of(cls, template: nn.Module) -> "DenseNetwork | None":
         """The layers, or None when the network is anything but linear layers with bias and elementwise activations."""
-        if type(template) is not nn.Sequential or len(set(template)) < len(
-            template
-        ):  # a module may stand there twice
+        # A module that stands in two places has one name.
+        if type(template) is not nn.Sequential or len(set(template)) < len(template):
             return None
         layers: list[str | nn.Module] = []
         for name, module in template.named_children():
