@@ -22,7 +22,7 @@ class TrainerSettings:
         accelerator: `auto` uses a GPU where the plan gives the stack one.
         executor: How the members of a stack run: one batched call, or one after another.
         compile: Compile with torch.compile: true = the gradient; `auto` = the steps of methods whose whole step can be
-            compiled and is taken thousands of times on the same tensors, nothing else; false = nothing.
+            compiled and is taken thousands of times on the same tensors, on a CPU, nothing else; false = nothing.
         clip_norm: Largest gradient norm of one member; null = no clipping.
         on_divergence: What becomes of a member whose potential turned NaN or infinite: `mark` leaves it out of the
             posterior, `retry` trains it once more, from other initial weights and in another data order, first.

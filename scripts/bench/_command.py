@@ -14,16 +14,23 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
+import torch
+
 from bdl_train import cli
 
 T = TypeVar("T")
 
-PROCESSES = multiprocessing.get_context("forkserver")
+# What torch knows of a GPU does not survive a fork.
+PROCESSES = (
+    multiprocessing.get_context("spawn")
+    if torch.cuda.is_available()
+    else multiprocessing.get_context("forkserver")
+)
 PROCESSES.set_forkserver_preload(["bdl_train.verbs.train", "bdl_train.verbs.evaluate"])
 
 
 def bdl(*words: str) -> None:
-    """The command, on one core, in a process that has the imports already: they would be half of a short run.
+    """The command, on one core; without a GPU in a process that has the imports already: half of a short run else.
 
     Raises:
         RuntimeError: the command failed; with the end of what it said.

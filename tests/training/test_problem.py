@@ -58,6 +58,22 @@ def test_trainer_compile_reaches_the_potential_that_the_method_steps_on(method: 
         assert recipe.method.init(the_problem).potential.compile is compiled
 
 
+@pytest.mark.parametrize(
+    ("name", "compiled", "on_cpu", "on_gpu"),
+    [
+        ("mclmc", "auto", True, False),
+        ("mclmc", True, True, True),
+        ("mclmc", False, False, False),
+        ("deep_ensemble", "auto", False, False),
+    ],
+)
+def test_auto_compiles_long_chains_on_a_cpu(name: str, compiled: Any, on_cpu: bool, on_gpu: bool):
+    recipe = Recipe.of(config_of(inference=node_of("inference", name), trainer={"compile": compiled}), data())
+    setting = recipe.setting(data())
+    assert recipe.compiles_steps(setting, CPU) is on_cpu
+    assert recipe.compiles_steps(setting, torch.device("cuda")) is on_gpu
+
+
 def test_members_are_built_by_their_own_seeds_whatever_the_stack():
     stack = problem((0, 1, 5))[0].stack
     assert torch.equal(stack.flat[2], problem((5,))[0].stack.flat[0])
