@@ -63,19 +63,24 @@ def uci_by_method(metric: str, protocol: str = "standard") -> str:
     return table(pd.DataFrame([*lines, splits]))
 
 
-def chosen_method(rows: pd.DataFrame, name: str) -> str:
-    """Of the methods that have every split of the set, the one of least mean validation NLL."""
+def chosen_method(rows: pd.DataFrame, name: str) -> str | None:
+    """Of the methods that have every split of the set, the one of least mean validation NLL; None has them all."""
     own = rows[rows["set"] == name]
     whole = own.groupby("method").filter(lambda group: len(group) == own.split.nunique())
-    return str(whole.groupby("method").val_nll.mean().idxmin())
+    return None if whole.empty else str(whole.groupby("method").val_nll.mean().idxmin())
+
+
+def sets_with_choice(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Each set of which a method has every split, and the chosen one."""
+    chosen = ((name, chosen_method(rows, name)) for name in rows["set"].unique())
+    return [(name, method) for name, method in chosen if method is not None]
 
 
 def uci_against_published() -> str:
     """The method chosen on the validation parts beside the best published row and published deep ensembles."""
     rows, published, lines = runs("standard"), pd.read_csv(reference("published_uci.csv")), []
     known = published[(published.metric == "nll") & ~published.source.str.startswith(OTHER_PROTOCOL)]
-    for name in rows["set"].unique():
-        method = chosen_method(rows, name)
+    for name, method in sets_with_choice(rows):
         own = rows[(rows["set"] == name) & (rows.method == method)]
         best = known[known.dataset == name].nsmallest(1, "value").iloc[0]
         ensembles = known[(known.dataset == name) & known.method.str.startswith("Deep Ensembles")].value.iloc[
@@ -104,8 +109,7 @@ def uci_paired() -> str:
     """Paired differences in NLL to the per-split figures of MC dropout, on the same splits."""
     rows, lines = runs("standard"), []
     other = pd.read_csv(reference("mc_dropout_per_split.csv"))
-    for name in rows["set"].unique():
-        method = chosen_method(rows, name)
+    for name, method in sets_with_choice(rows):
         own = rows[(rows["set"] == name) & (rows.method == method)].set_index("split")
         for baseline, group in other[other.dataset == name].groupby("method"):
             theirs = -group.set_index("split").test_ll_per_point
