@@ -4,8 +4,8 @@
     python scripts/results.py                                                 # the table of the README, from the rows
 
 Needs `$BDL_DATA_ROOT`. One network, one batch size and one number of epochs for all. The ensemble of 10 runs under
-several settings; the table shows the one with the lowest NLL of the validation part, a tenth of the training images. A row is
-not made twice: delete it to make it again.
+several settings; the table shows the one with the lowest NLL of the validation part, a tenth of the training images. A
+row is not made twice: delete it to make it again.
 """
 
 import argparse
