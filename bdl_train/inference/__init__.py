@@ -181,13 +181,18 @@ class Method(ABC, Generic[S]):
     """Whether dropout, under which the potential is another function at each call, must be refused."""
 
     unused_groups: ClassVar[tuple[str, ...]] = ()
-    """Config groups that the method has no use for: `optimizer`, `scheduler`."""
+    """Config groups that the method has no use for, whatever its settings: `optimizer`, `scheduler`."""
 
     members_interact: ClassVar[str | None] = None
     """Why all members must be in one stack, or None where each is on its own."""
 
     splits_batches: ClassVar[bool] = True
     """Whether several processes may each take a part of every batch (`cluster.ranks_per_stack`)."""
+
+    @classmethod
+    def unused_with(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Config groups that the method has no use for under these settings, which may still be wrong."""
+        return cls.unused_groups
 
     @property
     def target_temperature(self) -> float:

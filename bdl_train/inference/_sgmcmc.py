@@ -4,6 +4,7 @@ Shape letters: M members, P parameters of one member, N training examples.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -152,6 +153,10 @@ class StochasticGradientMcmc(Method[StationaryState]):
     preconditioner: Preconditioner
 
     when_diverged: ClassVar[str] = "lower inference.lr, or optimizer.lr of the warm start"
+
+    @classmethod
+    def unused_with(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("optimizer", "scheduler") if settings.get("start_epoch") == 0 else ()
 
     @property
     @abstractmethod

@@ -5,6 +5,7 @@ With several members this is MultiSWAG (Wilson & Izmailov, 2020): a mixture of G
 Shape letters: M members, K snapshots kept, P parameters of one member.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -109,6 +110,10 @@ class Swag(Method[SwagState]):
     lr_factor: Annotated[float, Field(gt=0)]
     max_rank: Annotated[int, Field(ge=0)]
     num_draws: Annotated[int, Field(ge=1)]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @classmethod
+    def unused_with(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("scheduler",) if settings.get("start_epoch") == 0 else ()
 
     def __post_init__(self) -> None:
         if self.max_rank == 1:

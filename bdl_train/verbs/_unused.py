@@ -26,16 +26,16 @@ def refuse_unused(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         UsageError: names the key, the method, and what can be set instead.
     """
-    method = _method(config)
+    method, settings = _method(config)
     for word in overrides:
         key = override_key(word)
         group = key.replace("/", ".").partition(".")[0].partition("@")[0]
         if group == "budget" and config["num_members"] != AUTO:
             raise UsageError(no_budget(word, config["num_members"]))
-        if group in method.unused_groups:
+        if group in method.unused_with(settings):
             own = ", ".join(f"inference.{field.name}" for field in dataclasses.fields(method))
             raise UsageError(
-                f"'{word}' would have no effect: inference={_name(method)} does not use the group '{group}'. Leave "
+                f"'{word}' would have no effect: {_name(method, settings)} does not use the group '{group}'. Leave "
                 f"{key} out, or choose another method; this one can be told {own}."
             )
 
@@ -50,18 +50,21 @@ def no_budget(word: str, num_members: Any) -> str:
 
 def tell_unused(config: Mapping[str, Any]) -> None:
     """Log the groups of the config that the method does not use."""
-    method = _method(config)
-    if method.unused_groups:
-        groups = " and ".join(method.unused_groups)
+    method, settings = _method(config)
+    unused = method.unused_with(settings)
+    if unused:
         log.info(
-            "inference=%s does not use %s: what the config says there has no effect", _name(method), groups
+            "%s does not use %s: what the config says there has no effect",
+            _name(method, settings),
+            " and ".join(unused),
         )
 
 
-def _method(config: Mapping[str, Any]) -> Any:
-    """The class, whose settings may still be wrong: they are judged where it is built."""
-    return resolve(config["inference"].get("_target_", ""), Method, key="inference")
+def _method(config: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The class and its settings, which may still be wrong: they are judged where it is built."""
+    return resolve(config["inference"].get("_target_", ""), Method, key="inference"), config["inference"]
 
 
-def _name(method: type) -> str:
-    return method.__module__.rpartition(".")[2]
+def _name(method: Any, settings: Mapping[str, Any]) -> str:
+    name = f"inference={method.__module__.rpartition('.')[2]}"
+    return name if method.unused_with(settings) == method.unused_groups else f"{name} with these settings"

@@ -41,6 +41,32 @@ def test_words_that_set_an_unused_group_are_refused(word: str):
     assert "inference.num_cycles, inference.num_draws" in said
 
 
+@pytest.mark.parametrize(
+    ("method", "word", "group"),
+    [
+        ("sgld", "optimizer.lr=0.1", "optimizer"),
+        ("sghmc", "scheduler=cosine", "scheduler"),
+        ("swag", "scheduler=cosine", "scheduler"),
+    ],
+)
+def test_groups_of_an_optimisation_that_is_left_out_are_refused(method: str, word: str, group: str):
+    words = [f"inference={method}", word]
+    refuse_unused(compose("train", words), words)
+    words.append("inference.start_epoch=0")
+    with pytest.raises(UsageError) as caught:
+        refuse_unused(compose("train", words), words)
+    said = str(caught.value)
+    assert said.startswith(
+        f"'{word}' would have no effect: inference={method} with these settings does not use the group '{group}'."
+    )
+    assert "inference.start_epoch" in said
+
+
+def test_swag_from_the_first_epoch_on_still_takes_an_optimizer():
+    words = ["inference=swag", "inference.start_epoch=0", "optimizer.lr=0.1"]
+    refuse_unused(compose("train", words), words)
+
+
 @pytest.mark.parametrize("word", ["optimizer.lr=0.1", "optimizer=sgd", "seed=3", "data.name=iris"])
 def test_words_that_set_what_the_method_uses_are_taken(word: str):
     refuse_unused(compose("train", [*SNAPSHOT, word]), [*SNAPSHOT, word])
