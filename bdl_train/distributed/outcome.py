@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from bdl_train import __version__
 from bdl_train.data import Data
+from bdl_train.distributed.budget import device_seconds
 from bdl_train.distributed.follow_ups import in_the_end
 from bdl_train.distributed.plan import Plan
 from bdl_train.posteriors.artefact import (
@@ -25,6 +26,7 @@ from bdl_train.posteriors.artefact import (
 )
 from bdl_train.runs import RunDir, sha256, write_json
 from bdl_train.seeds import Stream, run_seed
+from bdl_train.training.prepared import StackTask
 from bdl_train.training.problem import Recipe
 
 PACKAGES = ("torch", "pytorch-lightning", "ray", "hydra-core", "numpy", "scikit-learn", "safetensors")
@@ -98,6 +100,7 @@ def write_manifest(
     *,
     status: str,
     entries: list[dict[str, Any]],
+    tasks: Sequence[StackTask],
     results: Mapping[str, Mapping[str, Any]],
     data: Data,
     inputs: Mapping[str, Any],
@@ -111,6 +114,7 @@ def write_manifest(
         run: The run.
         status: `complete`, `partial` or `failed`.
         entries: One a member.
+        tasks: The stacks as planned.
         results: By stack id.
         data: What the run was trained on.
         inputs: What else went into it: `prior_run`, or nothing.
@@ -119,7 +123,6 @@ def write_manifest(
         num_members: How their number was chosen, where it was.
     """
     steps = {stack: result.get("steps") for stack, result in results.items()}
-    device_seconds = sum(result.get("seconds", 0.0) for result in results.values())
     write_json(
         run.manifest,
         {
@@ -150,7 +153,7 @@ def write_manifest(
                 "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             },
             "wall_time_s": seconds,
-            "device_time_s": device_seconds,
+            "device_time_s": device_seconds(tasks, results),
             "steps": steps,
         },
     )

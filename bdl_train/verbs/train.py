@@ -311,7 +311,9 @@ def _carry_out(
         else:
             entries = member_entries(the_plan, results)
             with terminal.computing():
-                status, evaluation, diagnosis, metrics = _collect(run_dir, work, entries, results, terminal)
+                status, evaluation, diagnosis, metrics = _collect(
+                    run_dir, work, the_plan, entries, results, terminal
+                )
     finally:
         follower.finish(status, metrics)
     if status == "stopped":
@@ -324,6 +326,7 @@ def _carry_out(
 def _collect(
     run_dir: RunDir,
     work: Work,
+    the_plan: Plan,
     entries: list[dict[str, Any]],
     results: Mapping[str, Mapping[str, Any]],
     terminal: Terminal,
@@ -347,6 +350,7 @@ def _collect(
         run_dir,
         status=status,
         entries=entries,
+        tasks=the_plan.stacks,
         results=results,
         data=work.data,
         inputs={name: value for name, value in work.inputs.items() if name != "data"},

@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,6 +137,19 @@ def test_the_manifest_is_written_last(train, monkeypatch):
     assert own.index("posterior.json") > own.index("member-00001.safetensors")
     assert own.index("config.yaml") < own.index("plan.json") < own.index("result.json")
     assert not run.lock.exists()
+
+
+def test_the_manifest_counts_a_share_of_a_gpu_as_such(train, monkeypatch):
+    plain = train_verb.trained
+
+    def on_quarters(*args: Any) -> Any:
+        the_plan, results = plain(*args)
+        return replace(the_plan, stacks=[replace(task, gpus=0.25) for task in the_plan.stacks]), results
+
+    monkeypatch.setattr(train_verb, "trained", on_quarters)
+    run = train().run
+    seconds = [read_json(file)["seconds"] for file in run.path.glob("stacks/*/result.json")]
+    assert read_json(run.manifest)["device_time_s"] == pytest.approx(0.25 * sum(seconds))
 
 
 def test_a_run_without_a_manifest_is_interrupted_not_complete(train, monkeypatch):
