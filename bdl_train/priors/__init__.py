@@ -3,8 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -66,23 +65,26 @@ class Prior(ABC):
 
 @dataclass(frozen=True)
 class BoundGaussian(BoundPrior):
-    """Independent Gaussians: `mean` and `std` are `[P]`, or `[M, P]` when every member has its own."""
+    """Independent Gaussians: `mean` and `std` are `[P]`, or `[M, P]` when every member has its own.
+
+    Attributes:
+        precision: Inverse variances, shaped like `std`.
+    """
 
     mean: Tensor
     std: Tensor
+    # Made with the prior, not when first asked for: a lock, as of `cached_property`, cannot be compiled.
+    precision: Tensor = field(init=False)
+    _log_normaliser: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", self.std.pow(-2))
+        normaliser = (self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        object.__setattr__(self, "_log_normaliser", normaliser)
 
     @property
     def lead(self) -> tuple[int, ...]:
         return tuple(torch.broadcast_shapes(self.mean.shape, self.std.shape)[:-1])
-
-    @cached_property
-    def precision(self) -> Tensor:
-        """Inverse variances, shaped like `std`."""
-        return self.std.pow(-2)
-
-    @cached_property
-    def _log_normaliser(self) -> Tensor:
-        return (self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def log_prob(self, flat: Tensor) -> Tensor:
         return -0.5 * ((flat - self.mean).square() * self.precision).sum(-1) - self._log_normaliser

@@ -1,8 +1,7 @@
 """Laplace prior: a sharp peak at zero and exponential tails; its MAP penalty is L1."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -38,10 +37,10 @@ class BoundLaplace(BoundPrior):
     """Independent zero-mean Laplace densities of scales `[P]`."""
 
     scale: Tensor
+    _log_normaliser: Tensor = field(init=False)
 
-    @cached_property
-    def _log_normaliser(self) -> Tensor:
-        return (2 * self.scale).log().sum()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_log_normaliser", (2 * self.scale).log().sum())
 
     def log_prob(self, flat: Tensor) -> Tensor:
         return -(flat.abs() / self.scale).sum(-1) - self._log_normaliser

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -42,12 +41,12 @@ class BoundStudentT(BoundPrior):
 
     scale: Tensor
     df: float
+    _log_normaliser: Tensor = field(init=False)
 
-    @cached_property
-    def _log_normaliser(self) -> Tensor:
+    def __post_init__(self) -> None:
         half = 0.5 * self.df
         one = math.lgamma(half) - math.lgamma(half + 0.5) + 0.5 * math.log(math.pi * self.df)
-        return self.scale.log().sum() + one * len(self.scale)
+        object.__setattr__(self, "_log_normaliser", self.scale.log().sum() + one * len(self.scale))
 
     def log_prob(self, flat: Tensor) -> Tensor:
         z_sq = (flat / self.scale).square()

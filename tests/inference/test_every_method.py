@@ -311,6 +311,28 @@ def test_a_state_saved_where_a_phase_ends_goes_on_with_the_same_bits(name: str):
         assert_same_bits(result(method, other), result(method, expected))
 
 
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler uses its own old parts
+@pytest.mark.parametrize("name", ["mclmc", "hmc"])
+def test_a_compiled_chain_taken_up_where_it_samples_goes_on_with_the_same_bits(name: str, caplog):
+    def fresh() -> Work:
+        plain = work(example("mlp"), [0, 1], num_epochs=2)
+        return replace(plain, problem=replace(plain.problem, compile_steps=True))
+
+    method, through, resumed = shipped(name), fresh(), fresh()
+    state, timeline = method.init(through.problem), through.timeline(method)
+    through.advance(method, state, timeline.num_steps - 2)
+    assert timeline.phase(state).name == "sample"
+    stored = through_disk(state.state_dict())
+    through.advance(method, state)
+    # Its graph is the first that this problem's prior and likelihood are traced for.
+    other = method.init(resumed.problem)
+    other.load_state_dict(stored)
+    resumed.advance(method, other)
+    assert "uncompiled" not in caplog.text
+    assert_same_bits(result(method, other), result(method, state))
+
+
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_a_state_cut_into_halves_is_the_state_of_each_half(name: str):
     """Every tensor of a state has the member axis first: what cuts a stack that crashes looks at nothing else."""

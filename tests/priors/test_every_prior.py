@@ -122,6 +122,16 @@ def test_gradient_is_right(name: str, shipped: Shipped, layout: Layout):
     assert torch.autograd.gradcheck(bound.log_prob, flat.requires_grad_(True))
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prior_that_was_never_asked_before_can_be_traced(name: str, shipped: Shipped, layout: Layout):
+    """As in a compiled step that goes on from a checkpoint."""
+    flat = torch.randn(layout.num_params, dtype=torch.float64, generator=Generator().manual_seed(3))
+    log_prob = bound_in_float64(shipped(name), layout).log_prob
+    traced = torch.compile(lambda x: log_prob(x), fullgraph=True, backend="eager")
+    torch.compiler.reset()
+    assert torch.equal(traced(flat), bound_in_float64(shipped(name), layout).log_prob(flat))
+
+
 @pytest.mark.parametrize("extreme", [-1e4, -50.0, 0.0, 50.0, 1e4])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_density_and_gradient_are_finite_at_extreme_weights(
