@@ -214,9 +214,16 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise UsageError(f"{path} is missing: the run is unfinished or damaged.") from error
+        raise UsageError(f"{path} is missing: the run is unfinished or damaged.{_to_finish(path)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}. The run directory is damaged.") from error
+
+
+def _to_finish(path: Path) -> str:
+    """How to finish the run that the file would belong to, if it is one that was begun and not finished."""
+    runs = [RunDir(folder) for folder in path.parents]
+    begun = [run for run in runs if run.plan.is_file() and not run.manifest.is_file()]
+    return f" Finish it with: bdl train resume={begun[0].path}" if begun else ""
 
 
 def glance_at_config(run: RunDir) -> dict[str, Any]:

@@ -146,6 +146,19 @@ def test_json_that_cannot_be_read_names_its_file(text: str, tmp_path: Path):
         read_json(tmp_path / "other.json")
 
 
+def test_a_file_of_an_unfinished_run_that_is_missing_says_how_to_finish_the_run(tmp_path: Path):
+    run = RunDir(tmp_path)
+    path = run.posterior / "posterior.json"
+    write_json(run.plan, {})
+    with pytest.raises(UsageError) as caught:
+        read_json(path)
+    assert str(caught.value).endswith(f"Finish it with: bdl train resume={tmp_path}")
+    write_json(run.manifest, {})
+    with pytest.raises(UsageError) as caught:
+        read_json(path)
+    assert "resume" not in str(caught.value)
+
+
 # --- run directories ------------------------------------------------------------------------------------------
 
 

@@ -232,8 +232,11 @@ class Mclmc(Method[MclmcState]):
         if state.kept.count:
             variance = state.kept.traces["energy_variance"]
             log.info(
-                "Energy error of the draws, ΔE² / P: median %.3g and most %.3g over members",
-                *(float(one) for one in (variance.median(1).values.median(), variance.amax(1).max())),
+                "Energy error of the draws, ΔE² / P: %.3g in the mean over draws and members, %.3g in that of the "
+                "worst member; the warm-up ended at inference.energy_variance_end=%g",
+                float(variance.mean()),
+                float(variance.mean(1).max()),
+                self.energy_variance_end,
             )
         return state.kept.posteriors()
 

@@ -16,8 +16,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """Entropy in nats over the last axis, with 0 log 0 = 0."""
-    return torch.special.entr(probs).sum(-1)
+    """Entropy in nats over the last axis, with 0 log 0 = 0; at least 0, also where rounding takes a sum above 1."""
+    return torch.special.entr(probs).sum(-1).clamp(min=0)
 
 
 _CLASS_SUMS = ("probs", "expected_entropy", "log_score")

@@ -292,6 +292,11 @@ def _check_rows(method: Method[Any], setting: Setting, data: Data) -> None:
 
 
 def _check_together(method: Method[Any], trainer: TrainerSettings) -> None:
+    if method.needs_fixed_potential and trainer.precision == "bf16-mixed":
+        raise UsageError(
+            f"inference={_name(method)} follows energies whose differences bfloat16 rounds away, so that chains stand "
+            "still or drift: trainer.precision must be 32-true or 64-true, got bf16-mixed."
+        )
     reason = method.members_interact
     if reason is None:
         return

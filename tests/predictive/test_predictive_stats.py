@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, Poisson, StudentT
 
-from bdl_train.predictive.stats import ClassStats, NumberStats, log_prob, stats_of
+from bdl_train.predictive.stats import ClassStats, NumberStats, entropy, log_prob, stats_of
 
 NUM_COMPONENTS, NUM_ROWS, NUM_CLASSES = 12, 5, 4
 
@@ -312,3 +312,9 @@ def test_without_targets_the_score_stays_empty():
     assert one.merge(other).log_score.tolist() == [-math.inf] * NUM_ROWS
     numbers = number_stats(Normal(means, torch.ones_like(means)), log_weights)
     assert numbers.merge(numbers).log_score.tolist() == [-math.inf] * NUM_ROWS
+
+
+def test_a_sure_mixture_has_no_entropy_rather_than_less_than_none():
+    probs = torch.tensor([[1.0 + 2e-16, 0.0], [1.0 + 1e-15, 1e-320]], dtype=torch.float64)
+    assert torch.special.entr(probs).sum(-1).min() < 0  # what rounding leaves
+    assert entropy(probs).tolist() == [0.0, 0.0]

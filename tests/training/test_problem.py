@@ -212,6 +212,14 @@ def test_a_method_on_a_fixed_potential_refuses_dropout_before_training(
         Recipe.of(config_of(inference=inference, model={**model, key: 0.1}), data())
 
 
+@pytest.mark.parametrize("name", ["hmc", "mclmc"])
+def test_chains_that_follow_energies_refuse_bfloat16(name: str):
+    inference = node_of("inference", name)
+    Recipe.of(config_of(inference=inference, trainer={"precision": "32-true"}), data())
+    with pytest.raises(UsageError, match=rf"inference={name} .*trainer.precision must be 32-true or 64-true"):
+        Recipe.of(config_of(inference=inference, trainer={"precision": "bf16-mixed"}), data())
+
+
 def test_early_stopping_without_a_validation_part_is_refused():
     with pytest.raises(UsageError, match=r"data.val_fraction above 0, or inference.patience=null"):
         Recipe.of(config_of(inference={"patience": 3}), data_of(example("mlp"), num_val=0))
