@@ -9,6 +9,8 @@ import pytest
 import sklearn.datasets
 import yaml
 from sklearn.utils import Bunch
+from small_methods import NAMES as METHODS
+from small_methods import SMALL
 
 from bdl_train.build import allowing
 from bdl_train.posteriors.artefact import read_artefact
@@ -32,19 +34,6 @@ RUNS = {
     "bernoulli": "likelihood=bernoulli prior=laplace inference=deep_ensemble optimizer=rmsprop",
     "bernoulli_swag": "likelihood=bernoulli prior=scale_mixture scheduler=step",
     "layerwise": "prior=layerwise inference=anchored optimizer=adamw",
-    "sgld": "inference=sgld inference.num_draws=3 trainer.max_epochs=8",
-    "sghmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=sghmc inference.num_draws=3 trainer.max_epochs=12",
-    "cyclical_sgmcmc": "inference=cyclical_sgmcmc inference.num_cycles=2 inference.num_draws=2",
-    "mclmc": f"{UCI} likelihood=heteroscedastic_gaussian inference=mclmc inference.num_warmup=40 inference.num_draws=4 "
-    "inference.thin=2 trainer.compile=false",
-    "hmc": "inference=hmc inference.num_warmup=20 inference.num_draws=4 inference.thin=1 inference.num_leapfrog=2",
-    "laplace": f"{UCI} likelihood=heteroscedastic_gaussian inference=laplace inference.structure=kfac",
-    "mean_field_vi": "inference=mean_field_vi",
-    "ivon": f"{UCI} likelihood=gaussian inference=ivon",
-    "mc_dropout": "inference=mc_dropout model.dropout=0.1",
-    "snapshot": "inference=snapshot inference.num_cycles=2 inference.num_draws=2",
-    "svgd": "inference=svgd",
-    "repulsive_ensemble": f"{UCI} likelihood=heteroscedastic_gaussian inference=repulsive_ensemble",
     "uci": f"{UCI} likelihood=heteroscedastic_gaussian inference=deep_ensemble",
     "uci_gap": f"{UCI} data.protocol=gap data.split=1 likelihood=student_t inference=deep_ensemble",
     "student_t_swag": f"{UCI} likelihood=student_t",
@@ -79,7 +68,7 @@ def choices(words: list[str]) -> dict[str, str]:
 
 def test_no_choice_of_these_groups_is_left_out():
     seen = [choices(words.split()) for words in RUNS.values()]
-    for group in ("data", "model", "likelihood", "prior", "inference", "optimizer", "scheduler"):
+    for group in ("data", "model", "likelihood", "prior", "optimizer", "scheduler"):
         shipped = {path.stem for path in (CONF / group).glob("*.yaml")}
         # `from_posterior` needs an earlier run and has tests of its own below.
         assert {one[group] for one in seen} | {"from_posterior"} >= shipped, group
@@ -111,6 +100,18 @@ def test_combination_trains_and_scores(name, train, mixed_csv, data_folder, user
     with allowing([user_package]):
         check_run(said.run, 1 if "num_members=1" in given else 2)
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_numbers_and_on_classes(method: str, kind: str, train, data_folder):
+    given = [f"inference={method}", "trainer.max_epochs=8", "trainer.compile=false"]
+    given += [f"inference.{key}={value}" for key, value in SMALL.get(method, {}).items()]
+    if kind == "numbers":
+        given += f"{UCI} likelihood=heteroscedastic_gaussian".format(root=data_folder).split()
+    if method == "mc_dropout":
+        given.append("model.dropout=0.1")
+    check_run(train(*given).run, 2)
 
 
 def test_swag_with_batch_norm_stores_draws_with_statistics_of_their_own(train, data_folder):
