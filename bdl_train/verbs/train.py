@@ -342,7 +342,8 @@ def _collect(
             terminal.say(f"scoring {len(part)} {name} rows")
             scored = evaluate(predictor, part, work.data.target)
             found = diagnose(artefact, predictor, part, scored.members)
-            metrics |= write_evaluation(run_dir, name, scored, name, diagnostics=found.metrics)
+            chapters = [found.section] if found.has_chains else []
+            metrics |= write_evaluation(run_dir, name, scored, name, chapters, diagnostics=found.metrics)
             if name == "test":
                 evaluation, diagnosis = scored, found
         write_json(run_dir.metrics, metrics)

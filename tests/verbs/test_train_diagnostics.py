@@ -29,6 +29,12 @@ def test_chains_that_have_not_mixed_are_a_warning_that_says_what_to_do(bdl, tmp_
     } <= set(metrics)
     assert "warning: The chains have not mixed" in said.out
     assert "inference.burn_in_epochs" in said.out
+    assert bdl("report", f"run={run.path}").status == 0
+    page = (run.evaluation("test") / "report.html").read_text()
+    attention = page[page.index('class="attention"') :]
+    assert "The chains have not mixed" in attention[: attention.index("</div>")]
+    assert '<section id="calibration"' in page  # of the scores, and the others are still to be asked for
+    assert f"bdl evaluate run={run.path}" in page
     again = bdl("evaluate", f"run={run.path}")
     assert again.status == 0, again.err
     section = read_section(run.evaluation("test") / "sections", "diagnostics")
@@ -48,3 +54,4 @@ def test_members_without_chains_have_their_likeness_alone(bdl, tmp_path):
     found = {key for key in metrics if key.startswith("diagnostics/")}
     assert found == {"diagnostics/member_disagreement", "diagnostics/member_correlation"}
     assert "mixed" not in said.out
+    assert not (find_runs(tmp_path / "runs")[-1].evaluation("test") / "sections").exists()

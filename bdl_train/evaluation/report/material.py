@@ -28,6 +28,8 @@ ORDER = (
     "decisions",
 )  # fmt: skip
 """Chapters as they are read; others follow in the order of their names."""
+DIAGNOSTICS = "diagnostics"
+"""The chapter that training writes, of chains."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Material:
         hashes: Of the files of the evaluation.
         problems: What could not be read, a sentence each.
         asked: The words of `bdl evaluate`, where they were kept.
-        only_scores: The evaluation has no chapters of its own; those that its scores allow were made just now.
+        only_scores: The evaluation has no chapters but what training says of its chains; those that its scores allow
+            were made just now.
     """
 
     run: RunDir
@@ -92,9 +95,10 @@ def read_material(run: RunDir, name: str) -> Material:
     manifest = _json(run.manifest, problems) if run.manifest.is_file() else {}
     posterior = _json(run.posterior / "posterior.json", problems)
     sections = _sections(folder / "sections", problems)
-    only_scores = not (folder / "sections").is_dir()
+    only_scores = all(section.key == DIAGNOSTICS for section in sections)
     if only_scores:
-        sections = _from_scores(folder / "predictions.parquet", metrics, posterior, problems)
+        made = _from_scores(folder / "predictions.parquet", metrics, posterior, problems)
+        sections = sorted([*made, *sections], key=lambda section: ORDER.index(section.key))
     config = glance_at_config(run)
     if not config:
         problems.append(f"{run.config.name} cannot be read.")
