@@ -230,7 +230,7 @@ class Mclmc(Method[MclmcState]):
 
     def posterior(self, state: MclmcState) -> list[MemberPosterior]:
         if state.kept.count:
-            variance = state.kept.traces["energy_variance"]
+            variance = state.kept.traces["energy_variance"][~state.failed]
             log.info(
                 "Energy error of the draws, ΔE² / P: %.3g in the mean over draws and members, %.3g in that of the "
                 "worst member; the warm-up ended at inference.energy_variance_end=%g",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from _stacks import config_of
 from torch import Tensor
 
 from bdl_train.data import Data, Part
@@ -52,29 +52,17 @@ CASES: dict[str, dict[str, Any]] = {
 """What differs from the shipped settings: no validation part, so no early stopping; more draws."""
 
 
-def config_of(name: str, **changed: Any) -> dict[str, Any]:
-    """A resolved config for the small network."""
-
-    def node(group: str, choice: str) -> dict[str, Any]:
-        return yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text())
-
+def small_network(name: str, **changed: Any) -> dict[str, Any]:
+    """A resolved config of it."""
     dropout = 0.05 if name == "mc_dropout" else 0.0
-    return {
-        "model": {**node("model", "mlp"), "hidden": [10], "activation": "tanh", "dropout": dropout},
-        "likelihood": {**node("likelihood", "gaussian"), "noise_std": 0.3, "log_noise_prior_std": 1.0},
-        "prior": node("prior", "gaussian"),
-        "inference": {**node("inference", name), **CASES[name], **changed},
-        "optimizer": node("optimizer", "adam"),
-        "scheduler": node("scheduler", "constant"),
-        "trainer": {
-            **node("trainer", "default"),
-            "max_epochs": 1000,
-            "compile": False,
-            "precision": "64-true",
-        },
-        "data": {"batch_size": 25},
-        "seed": 1,
-    }
+    return config_of(
+        batch_size=25,
+        seed=1,
+        model=("mlp", {"hidden": [10], "activation": "tanh", "dropout": dropout}),
+        likelihood=("gaussian", {"noise_std": 0.3, "log_noise_prior_std": 1.0}),
+        inference=(name, CASES[name] | changed),
+        trainer=("default", {"max_epochs": 1000, "compile": False, "precision": "64-true"}),
+    )
 
 
 def data_of(reference: dict[str, np.ndarray]) -> Data:
@@ -119,7 +107,7 @@ def distances(name: str, num_members: int = MEMBERS, **changed: Any) -> dict[str
     with np.load(REFERENCE) as stored:
         reference = {key: stored[key] for key in stored.files}
     start = time.perf_counter()
-    config = config_of(name, **changed)
+    config = small_network(name, **changed)
     f, noise = draws_of(config, data_of(reference), num_members, reference["at"])
     grid, wanted = torch.from_numpy(reference["grid"]), torch.from_numpy(reference["density"]).double()
     found = torch.zeros_like(wanted)

@@ -10,21 +10,17 @@ run, so that the start is left out), by members of a stack, against
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
+from _stacks import config_of, seconds_of
 from torch import nn
 
 from bdl_train.data import Data, Part
 from bdl_train.models.lenet import LeNet
-from bdl_train.runs import RunDir
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
-from bdl_train.training.prepared import StackTask
-from bdl_train.training.train_stack import train_stack
 
 ROWS, BATCH, CLASSES = 6400, 128, 10
 STEPS_PER_EPOCH = ROWS // BATCH
@@ -41,45 +37,24 @@ def make_data() -> Data:
     return Data(name="bench", train=part, val=empty, test=empty, inputs=INPUTS, target=target)
 
 
-def seconds_of(data: Data, num_members: int, executor: str, epochs: int) -> float:
-    config = {
-        "data": {"batch_size": BATCH},
-        "model": {"_target_": "bdl_train.models.lenet.LeNet", "activation": "relu", "dropout": 0.0},
-        "likelihood": {"_target_": "bdl_train.likelihoods.categorical.Categorical"},
-        "prior": {"_target_": "bdl_train.priors.gaussian.Gaussian", "scale": 1.0, "fan_in": False},
-        "inference": {"_target_": "bdl_train.inference.deep_ensemble.DeepEnsemble", "patience": None},
-        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
-        "scheduler": {"_target_": "bdl_train.schedulers.constant.Constant"},
-        "trainer": {
-            "_target_": "bdl_train.training.settings.TrainerSettings",
-            "max_epochs": epochs,
-            "member_fraction": 1.0,
-            "precision": "32-true",
-            "accelerator": "gpu",
-            "executor": executor,
-            "compile": False,
-            "clip_norm": None,
-            "on_divergence": "mark",
-            "steps_per_call": 16,
-            "checkpoint_every_s": 60.0,
-            "batch_norm_batches": 64,
-        },
-        "seed": 0,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        task = StackTask("000", tuple(range(num_members)), cpus=1, gpus=1)
-        start = time.perf_counter()
-        result = train_stack(task, config, data, RunDir(Path(folder)))
-        seconds = time.perf_counter() - start
-    assert all(member["status"] == "done" for member in result["members"])
-    assert result["device"] == "cuda"
-    return seconds
-
-
 def shipped(data: Data, num_members: int, executor: str, epochs: int) -> float:
     """Member-steps a second."""
-    seconds = seconds_of(data, num_members, executor, 1 + epochs) - seconds_of(data, num_members, executor, 1)
-    return num_members * epochs * STEPS_PER_EPOCH / seconds
+
+    def seconds(num_epochs: int) -> float:
+        config = config_of(
+            batch_size=BATCH,
+            model=("lenet", {}),
+            likelihood=("categorical", {}),
+            inference=("deep_ensemble", {"patience": None}),
+            optimizer=("adam", {"lr": 1e-3}),
+            trainer=(
+                "default",
+                {"max_epochs": num_epochs, "executor": executor, "accelerator": "gpu", "compile": False},
+            ),
+        )
+        return seconds_of(data, config, num_members, gpus=1)[0]
+
+    return num_members * epochs * STEPS_PER_EPOCH / (seconds(1 + epochs) - seconds(1))
 
 
 def plain(data: Data, epochs: int) -> float:
@@ -110,7 +85,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     data = make_data()
     epochs, repeats = (2, 1) if quick else (6, 3)
-    plain(data, 2), shipped(data, 2, "vmap", 1)
+    plain(data, 2)
+    shipped(data, 2, "vmap", 1)
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, median of {repeats} interleaved repeats\n"
     )

@@ -11,21 +11,17 @@ out), against
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
+from _stacks import config_of, seconds_of
 from torch import Tensor
 from torch.nn import functional
 
 from bdl_train.data import Data, Part
-from bdl_train.runs import RunDir
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
-from bdl_train.training.prepared import StackTask
-from bdl_train.training.train_stack import train_stack
 
 ROWS, INPUTS, MEMBERS, WIDTHS = 1022, 5, 10, (16, 16, 16, 16)
 TARGET = 0.9
@@ -41,59 +37,19 @@ def make_data() -> Data:
     return Data(name="bench", train=parts[0], val=parts[1], test=empty, inputs=spec, target=target)
 
 
-def seconds_of(data: Data, num_steps: int) -> float:
+def chain_seconds(data: Data, num_steps: int) -> float:
     """A whole stack with so many steps of sampling."""
-    config = {
-        "data": {"batch_size": 256},
-        "model": {
-            "_target_": "bdl_train.models.mlp.Mlp",
-            "hidden": list(WIDTHS),
-            "activation": "relu",
-            "dropout": 0.0,
-        },
-        "likelihood": {
-            "_target_": "bdl_train.likelihoods.heteroscedastic_gaussian.HeteroscedasticGaussian",
-            "min_std": 1e-3,
-        },
-        "prior": {"_target_": "bdl_train.priors.gaussian.Gaussian", "scale": 1.0, "fan_in": False},
-        "inference": {
-            "_target_": "bdl_train.inference.mclmc.Mclmc",
-            "patience": None,
-            "temperature": 1.0,
-            "num_warmup": 200,
-            "step_size": 0.001,
-            "energy_variance_start": 0.05,
-            "energy_variance_end": 0.01,
-            "integrator": "mclachlan",
-            "num_draws": num_steps // 10,
-            "thin": 10,
-        },
-        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-2},
-        "scheduler": {"_target_": "bdl_train.schedulers.constant.Constant"},
-        "trainer": {
-            "_target_": "bdl_train.training.settings.TrainerSettings",
-            "max_epochs": 20,
-            "member_fraction": 1.0,
-            "precision": "32-true",
-            "accelerator": "cpu",
-            "executor": "auto",
-            "compile": True,  # the short chain too: its time is taken off
-            "clip_norm": None,
-            "on_divergence": "mark",
-            "steps_per_call": 16,
-            "checkpoint_every_s": 60.0,
-            "batch_norm_batches": 64,
-        },
-        "seed": 0,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        result = train_stack(
-            StackTask("000", tuple(range(MEMBERS)), 1, 0), config, data, RunDir(Path(folder))
-        )
-        seconds = time.perf_counter() - start
-    assert all(member["status"] == "done" for member in result["members"])
-    return seconds
+    config = config_of(
+        batch_size=256,
+        model=("mlp", {"hidden": list(WIDTHS)}),
+        likelihood=("heteroscedastic_gaussian", {}),
+        inference=("mclmc", {"patience": None, "num_warmup": 200, "num_draws": num_steps // 10, "thin": 10}),
+        trainer=(
+            "default",
+            {"max_epochs": 20, "compile": True},
+        ),  # the short chain too: its time is taken off
+    )
+    return seconds_of(data, config, MEMBERS)[0]
 
 
 class Bare:
@@ -136,11 +92,11 @@ def main() -> None:
     torch.set_num_threads(1)
     data, bare = make_data(), Bare(make_data())
     short, long, repeats = (200, 600, 1) if quick else (200, 2200, 5)
-    seconds_of(data, short)  # compiles, or fills the compiler's cache
+    chain_seconds(data, short)  # compiles, or fills the compiler's cache
     ratios, rates = [], []
     for _ in range(repeats):
         base = bare.rate(2 * (long - short) // 2)
-        seconds = seconds_of(data, long) - seconds_of(data, short)
+        seconds = chain_seconds(data, long) - chain_seconds(data, short)
         rates.append(2 * MEMBERS * (long - short) / seconds)  # two gradients a step
         ratios.append(rates[-1] / ((base + bare.rate(2 * (long - short) // 2)) / 2))
     row = {

@@ -10,21 +10,17 @@ Network 13 → 50 → 2, 1000 rows, batch 32, Adam, one core, as `bdl train` run
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from _stacks import config_of, seconds_of
 from torch import nn
 
 from bdl_train.data import Data, Part
-from bdl_train.runs import RunDir
 from bdl_train.specs import InputSpec, TargetKind, TargetSpec
-from bdl_train.training.prepared import StackTask
-from bdl_train.training.train_stack import train_stack
 
 NUM_ROWS, NUM_INPUTS, HIDDEN, CLASSES, BATCH = 1000, 13, 50, 2, 32
 STEPS_PER_EPOCH = NUM_ROWS // BATCH
@@ -49,41 +45,16 @@ def make_data() -> Data:
 
 def shipped(data: Data, num_members: int, epochs: int) -> float:
     """Member-steps a second of the shipped path: fit alone, the start-up of imports and files left out."""
-    config = {
-        "data": {"batch_size": BATCH},
-        "model": {
-            "_target_": "bdl_train.models.mlp.Mlp",
-            "hidden": [HIDDEN],
-            "activation": "relu",
-            "dropout": 0.0,
-        },
-        "likelihood": {"_target_": "bdl_train.likelihoods.categorical.Categorical"},
-        "prior": {"_target_": "bdl_train.priors.gaussian.Gaussian", "scale": 1.0, "fan_in": False},
-        "inference": {"_target_": "bdl_train.inference.deep_ensemble.DeepEnsemble", "patience": None},
-        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
-        "scheduler": {"_target_": "bdl_train.schedulers.constant.Constant"},
-        "trainer": {
-            "_target_": "bdl_train.training.settings.TrainerSettings",
-            "max_epochs": epochs,
-            "member_fraction": 1.0,
-            "precision": "32-true",
-            "accelerator": "cpu",
-            "executor": "auto",
-            "compile": False,
-            "clip_norm": None,
-            "steps_per_call": 16,
-            "checkpoint_every_s": 60.0,
-            "batch_norm_batches": 64,
-        },
-        "seed": 0,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunDir(Path(folder))
-        start = time.perf_counter()
-        result = train_stack(StackTask("000", tuple(range(num_members)), 1, 0), config, data, run)
-        seconds = time.perf_counter() - start
-    assert all(member["status"] == "done" for member in result["members"])
-    return num_members * result["steps"] / seconds
+    config = config_of(
+        batch_size=BATCH,
+        model=("mlp", {"hidden": [HIDDEN]}),
+        likelihood=("categorical", {}),
+        inference=("deep_ensemble", {"patience": None}),
+        optimizer=("adam", {"lr": 1e-3}),
+        trainer=("default", {"max_epochs": epochs, "compile": False}),
+    )
+    seconds, steps = seconds_of(data, config, num_members)
+    return num_members * steps / seconds
 
 
 class PlainMember(pl.LightningModule):
@@ -155,7 +126,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     data = make_data()
     epochs, repeats = (10, 2) if quick else (40, 5)
-    plain(data, 2), shipped(data, 2, 2), bare(data, 2, 2)
+    plain(data, 2)
+    shipped(data, 2, 2)
+    bare(data, 2, 2)
     print(f"torch {torch.__version__}, one thread, median of {repeats} interleaved repeats\n")
     print("| members | plain Lightning | shipped | bare step | shipped / plain | shipped / bare |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -19,6 +19,7 @@ import bdl_train.inference
 from bdl_train.distributed.split import _cut
 from bdl_train.inference import Method, State
 from bdl_train.priors.gaussian import Gaussian
+from bdl_train.schedulers.step import Step
 
 EXECUTORS = ("vmap", "loop")
 ADAM = {"_target_": "torch.optim.Adam", "lr": 0.01}
@@ -197,6 +198,21 @@ def test_every_setting_changes_the_result(name: str, field: str):
 
     assert effects(shipped(name)) == effects(shipped(name))
     assert effects(shipped(name)) != effects(shipped(name, **{field: CHANGED[name][field]}))
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("name", ["sgld", "sghmc", "swag"])
+def test_what_is_said_to_be_unused_has_no_effect(name: str, start: int):
+    method = shipped(name, start_epoch=start)
+    unused = method.unused_with({"start_epoch": start})
+
+    def weights(**changed: Any) -> Tensor:
+        return trained(work(example("mlp"), [0, 1], num_epochs=8, **changed), method)["flat"]
+
+    assert torch.equal(weights(), weights(optimizer=ADAM)) == ("optimizer" in unused)
+    assert torch.equal(weights(), weights(schedule=Step(milestones=[0.01], gamma=0.5))) == (
+        "scheduler" in unused
+    )
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -14,6 +14,7 @@ import pandas as pd
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.calibration import calibration_section
 from bdl_train.evaluation.deferral import deferral_section
+from bdl_train.evaluation.diagnostics_chapter import KEY as DIAGNOSTICS
 from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.report.history import History, read_history
 from bdl_train.evaluation.rows import RowScores
@@ -28,8 +29,6 @@ ORDER = (
     "decisions",
 )  # fmt: skip
 """Chapters as they are read; others follow in the order of their names."""
-DIAGNOSTICS = "diagnostics"
-"""The chapter that training writes, of chains."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ def read_material(run: RunDir, name: str) -> Material:
     manifest = _json(run.manifest, problems) if run.manifest.is_file() else {}
     posterior = _json(run.posterior / "posterior.json", problems)
     sections = _sections(folder / "sections", problems)
+    # Training writes one chapter itself: of chains.
     only_scores = all(section.key == DIAGNOSTICS for section in sections)
     if only_scores:
         made = _from_scores(folder / "predictions.parquet", metrics, posterior, problems)
