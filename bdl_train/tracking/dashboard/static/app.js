@@ -59,7 +59,7 @@ function chart({ series, label, xLabel, yLabel, xs, ys, even, width = main.clien
   const all = series.flatMap((s) => s.points.concat((s.band || []).flatMap(([x, a, b]) => [[x, a], [x, b]])));
   const known = all.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
   if (!known.length) return el("p", { class: "dim" }, "Nothing has been reported yet.");
-  const box = { left: 52, right: 10, top: 10, bottom: 34 };
+  const box = { left: 52, right: 22, top: 10, bottom: 34 };
   let [x0, x1] = xs || [Math.min(...known.map((p) => p[0])), Math.max(...known.map((p) => p[0]))];
   let [y0, y1] = ys || spread(known.map((p) => p[1]));
   if (x0 === x1) { x0 -= 0.5; x1 += 0.5; }
