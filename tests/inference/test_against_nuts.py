@@ -17,12 +17,14 @@ def _one_thread():
 
 
 def load(path: str) -> Any:
-    """A script as a module."""
+    """A script as a module; what lies beside it can be imported, as when it is run."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "scripts" / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts" / Path(path).parent)
+        spec.loader.exec_module(module)
     return module
 
 
