@@ -17,7 +17,9 @@ from bdl_train.evaluation.metrics import metrics_of
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section, write_section
 from bdl_train.evaluation.uncertainty import bands_section, examples_section, uncertainty_section
-from bdl_train.runs import EventWriter, RunDir, write_bytes, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_bytes, write_json
+from bdl_train.runs import RunDir
 from bdl_train.specs import TargetKind, TargetSpec
 
 CLASSES = ("<script>alert(1)</script>", "b & c", "plain")

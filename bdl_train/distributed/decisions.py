@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from pydantic import Field
 from bdl_train.distributed import Resources, Submission, Submitter
 from bdl_train.distributed.driver_command import driver_command
 from bdl_train.errors import UsageError
-from bdl_train.runs import RunDir, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir
 
 FILE = "rayjob.yaml"
 

@@ -16,6 +16,7 @@ from bdl_train.data import Data
 from bdl_train.distributed.budget import device_seconds
 from bdl_train.distributed.follow_ups import in_the_end
 from bdl_train.distributed.plan import Plan
+from bdl_train.files import sha256, write_json
 from bdl_train.posteriors.artefact import (
     MEMBER_ROWS,
     ROWS_FILE,
@@ -24,7 +25,7 @@ from bdl_train.posteriors.artefact import (
     write_moments,
     write_tensors,
 )
-from bdl_train.runs import RunDir, sha256, write_json
+from bdl_train.runs import RunDir
 from bdl_train.seeds import Stream, run_seed
 from bdl_train.training.prepared import StackTask
 from bdl_train.training.problem import Recipe

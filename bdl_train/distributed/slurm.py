@@ -18,7 +18,8 @@ from pydantic import Field
 
 from bdl_train.distributed import Resources, Submission, Submitter
 from bdl_train.errors import UsageError
-from bdl_train.runs import RunDir, read_json, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir, read_json
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from bdl_train.distributed.follow_ups import halves
-from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.training.checkpoints import LATEST, PREVIOUS, save_checkpoint
 from bdl_train.training.prepared import StackTask
 

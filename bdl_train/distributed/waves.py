@@ -12,7 +12,7 @@ from bdl_train.distributed import Cluster
 from bdl_train.distributed.budget import Budget, Spent
 from bdl_train.distributed.plan import Plan, count, plan
 from bdl_train.errors import UsageError
-from bdl_train.runs import to_json
+from bdl_train.files import to_json
 
 AUTO = "auto"
 """The value of `num_members` that leaves it to the budget."""

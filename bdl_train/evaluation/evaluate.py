@@ -20,8 +20,9 @@ from bdl_train.evaluation.metrics import Metric
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section, write_section
 from bdl_train.evaluation.shards import score_part
+from bdl_train.files import sha256, write_bytes, write_json
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, sha256, write_bytes, write_json
+from bdl_train.runs import RunDir
 from bdl_train.specs import TargetSpec
 
 SECTIONS, ASKED = "sections", "asked.json"

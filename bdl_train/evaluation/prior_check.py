@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from bdl_train.data import Data
+from bdl_train.files import write_json
 from bdl_train.likelihoods import PREFIX
 from bdl_train.potential import joint_prior
 from bdl_train.predictive.mixture import Mixture
 from bdl_train.predictive.stats import ClassStats, stats_of
-from bdl_train.runs import RunDir, write_json
+from bdl_train.runs import RunDir
 from bdl_train.seeds import Stream, run_seed
 from bdl_train.specs import TargetSpec
 from bdl_train.stack import StackedNetwork, build_stack, choose_executor
@@ -159,7 +160,7 @@ def _plot(path: Path, check: PriorCheck, target: TargetSpec) -> None:
 
     from matplotlib.figure import Figure
 
-    from bdl_train.runs import write_bytes
+    from bdl_train.files import write_bytes
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

@@ -19,8 +19,9 @@ from bdl_train.evaluation.recalibration import (
     VarianceScaling,
 )
 from bdl_train.evaluation.rows import RowScores
+from bdl_train.files import sha256, write_json
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, read_json, sha256, write_json
+from bdl_train.runs import RunDir, read_json
 from bdl_train.specs import TargetSpec
 
 Applied = list[tuple[Recalibration, RowScores]]

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from bdl_train.errors import UsageError
-from bdl_train.runs import read_json, write_bytes, write_json
+from bdl_train.files import write_bytes, write_json
+from bdl_train.runs import read_json
 
 Level = Literal["good", "note", "warn", "empty"]
 """How a reader should take it: as it should be, plain information, look here, or there is nothing (see the reason)."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from bdl_train.build import build, resolve
 from bdl_train.data._table import TableTransform
 from bdl_train.errors import UsageError
+from bdl_train.files import sha256, write_bytes, write_json
 from bdl_train.likelihoods import PREFIX, Likelihood
 from bdl_train.models import Architecture, architecture_from
 from bdl_train.posteriors import MemberPosterior
 from bdl_train.posteriors.ensemble import EnsemblePosterior
-from bdl_train.runs import read_json, sha256, write_bytes, write_json
+from bdl_train.runs import read_json
 from bdl_train.specs import InputSpec, TargetSpec
 from bdl_train.stack import Layout
 

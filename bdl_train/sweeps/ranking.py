@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bdl_train.files import write_bytes, write_json
 from bdl_train.overrides import override_key
-from bdl_train.runs import write_bytes, write_json
 from bdl_train.sweeps.record import Definition, SweepDir, Trial
 
 EMPTY = "–"

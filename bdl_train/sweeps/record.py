@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bdl_train.errors import UsageError
-from bdl_train.runs import read_json, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import read_json
 
 OPEN = "running"
 """Of a trial that has no result: it runs, or was cut off."""

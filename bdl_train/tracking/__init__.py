@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from bdl_train.runs import EventReader, RunDir
+from bdl_train.events import EventReader
+from bdl_train.runs import RunDir
 from bdl_train.tracking.silence import Sign, after, after_decisions, silent
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bdl_train.runs import write_json
+from bdl_train.files import write_json
 
 SAVE_EVERY_S = 2.0
 """A driver that is killed has handed over this much that the file does not know of: those points come twice."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from bdl_train.runs import EventWriter
+from bdl_train.events import EventWriter
 from bdl_train.training.checkpoints import save_checkpoint
 from bdl_train.training.member_stack import MemberStack
 from bdl_train.training.ownership import LostOwnershipError, Ownership

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bdl_train.runs import write_bytes
+from bdl_train.files import write_bytes
 
 log = logging.getLogger(__name__)
 

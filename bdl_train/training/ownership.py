@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from bdl_train.runs import write_json
+from bdl_train.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bdl_train.runs import write_bytes
+from bdl_train.files import write_bytes
 
 _TCPStore: Any = dist.__dict__["TCPStore"]  # not among the names that torch's stubs export
 

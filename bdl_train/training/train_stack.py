@@ -10,9 +10,10 @@ import torch
 
 from bdl_train.data import Data
 from bdl_train.errors import UsageError
+from bdl_train.files import sha256, write_json
 from bdl_train.posteriors import MemberPosterior
 from bdl_train.posteriors.artefact import write_member
-from bdl_train.runs import RunDir, read_json, sha256, write_json
+from bdl_train.runs import RunDir, read_json
 from bdl_train.seeds import Stream, member_seed
 from bdl_train.training.callbacks import Checkpoint, StackEvents, WriteEvents
 from bdl_train.training.checkpoints import remove_checkpoints

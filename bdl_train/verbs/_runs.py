@@ -10,9 +10,10 @@ from bdl_train.config import MASK, leaves
 from bdl_train.data import Data, DataSource
 from bdl_train.data._datamodule import source_from
 from bdl_train.errors import UsageError
+from bdl_train.files import sha256
 from bdl_train.posteriors.artefact import Artefact, read_artefact
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, read_json, sha256
+from bdl_train.runs import RunDir, read_json
 from bdl_train.schema import Schema
 from bdl_train.training.problem import split_seed
 

@@ -14,7 +14,8 @@ from bdl_train.distributed import Launcher
 from bdl_train.distributed.plan import Plan
 from bdl_train.errors import Exit, RunFailedError, UsageError, unknown_choice
 from bdl_train.evaluation.evaluate import Evaluation
-from bdl_train.runs import RunDir, is_run, read_json, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir, is_run, read_json
 from bdl_train.sweeps.pruning import Curve, why_prune
 from bdl_train.sweeps.record import Definition, SweepDir, Trial
 from bdl_train.sweeps.view import SweepView, TrialLine

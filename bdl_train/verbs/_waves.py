@@ -14,10 +14,11 @@ from bdl_train.distributed.waves import AUTO, NOTHING, Wave, decide, following, 
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.member_gain import LEAST_MEMBERS, curve, gain_of_one_more
 from bdl_train.evaluation.member_views import MemberViews, member_views, some_rows
+from bdl_train.files import write_json
 from bdl_train.inference import Method
 from bdl_train.posteriors.artefact import Artefact, read_artefact
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import RunDir, read_json, write_json
+from bdl_train.runs import RunDir, read_json
 from bdl_train.training.prepared import StackTask
 from bdl_train.verbs._unused import no_budget
 

@@ -32,7 +32,8 @@ from bdl_train.evaluation.compare import (
 from bdl_train.evaluation.comparison import paired_section, show_paired
 from bdl_train.evaluation.pairing import ScoredExperiment, ScoredRun
 from bdl_train.evaluation.section import Section
-from bdl_train.runs import RunDir, read_json, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir, read_json
 from bdl_train.verbs._runs import read_config, read_manifest
 
 WRITERS = {

@@ -20,7 +20,9 @@ from bdl_train.config import Options, override_key
 from bdl_train.distributed import Cluster, Submission, Submitter
 from bdl_train.distributed.queues import state_of
 from bdl_train.errors import Exit, RunFailedError, UsageError
-from bdl_train.runs import RunDir, lock_is_held, read_json, write_json
+from bdl_train.files import write_json
+from bdl_train.locks import lock_is_held
+from bdl_train.runs import RunDir, read_json
 from bdl_train.verbs._resume import check_unchanged, resumed_config
 from bdl_train.verbs._unused import refuse_unused
 from bdl_train.verbs.train import checked, new_run, remove_untrained

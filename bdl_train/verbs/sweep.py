@@ -28,8 +28,9 @@ from bdl_train.config import MASK, Options, compose, mask_secrets, override_key
 from bdl_train.distributed import Launcher
 from bdl_train.distributed.share import Share, room
 from bdl_train.errors import WORSE, Exit, UsageError
+from bdl_train.locks import locked
 from bdl_train.overrides import Axis, split_axes
-from bdl_train.runs import RunDir, is_run, locked
+from bdl_train.runs import RunDir, is_run
 from bdl_train.sweeps.ranking import ranked, show, write_report
 from bdl_train.sweeps.record import Definition, SweepDir, Trial
 from bdl_train.sweeps.samplers import Sampler, check_axes, grid_size, probes, space_size, suggest
@@ -162,7 +163,7 @@ def run(config: dict[str, Any], options: Options) -> Exit:
             raise UsageError(
                 f"{folder.path} cannot be made ({error.strerror}): change output_dir."
             ) from error
-        with locked(RunDir(folder.path)):
+        with locked(RunDir(folder.path).lock):
             folder.write(definition, words.elsewhere, settings.num_trials)
             sweep = Trials(
                 folder=folder,

@@ -19,7 +19,8 @@ from typing import Any
 from bdl_train.build import build, settings_of
 from bdl_train.config import Options
 from bdl_train.errors import Exit, UsageError
-from bdl_train.runs import RunDir, lock_is_held, read_json
+from bdl_train.locks import lock_is_held
+from bdl_train.runs import RunDir, read_json
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.outcome import planned_stacks
 from bdl_train.verbs._runs import read_config

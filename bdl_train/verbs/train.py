@@ -37,9 +37,11 @@ from bdl_train.evaluation.compare import show
 from bdl_train.evaluation.diagnostics_chapter import Diagnosis, diagnose
 from bdl_train.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from bdl_train.evaluation.table import show_metrics
+from bdl_train.files import sha256, write_bytes, write_json
+from bdl_train.locks import locked
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.predictive.predict import Predictor
-from bdl_train.runs import KEEP_STOP, RunDir, locked, read_json, sha256, write_bytes, write_json
+from bdl_train.runs import KEEP_STOP, RunDir, read_json
 from bdl_train.tracking import Follower, Tracker
 from bdl_train.tracking.progress import Progress
 from bdl_train.training.problem import Recipe
@@ -217,7 +219,7 @@ def train(
         return _resume(RunDir(Path(resume)), work, launcher, terminal)
     run_dir = new_run(work, run_name)
     try:
-        with _full_disk_said(run_dir), locked(run_dir):
+        with _full_disk_said(run_dir), locked(run_dir.lock):
             return _carry_out(run_dir, work, work.plan, launcher, terminal)
     except UsageError:
         remove_untrained(run_dir)
@@ -274,7 +276,7 @@ def new_run(work: Work, name: str | None = None) -> RunDir:
 
 
 def _resume(run_dir: RunDir, work: Work, launcher: Launcher, terminal: Terminal) -> tuple[Exit, RunDir]:
-    with _full_disk_said(run_dir), locked(run_dir):
+    with _full_disk_said(run_dir), locked(run_dir.lock):
         check_unchanged(run_dir, work.inputs)
         check_longer(run_dir, work.recipe.method, work.recipe.setting(work.data))
         # From here on the run is unfinished again: its old manifest would contradict the config that is written now.

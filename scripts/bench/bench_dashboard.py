@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking.dashboard.server import Dashboard
 
 STACK = 20

@@ -18,7 +18,8 @@ from typing import Any
 from bdl_train.config import compose
 from bdl_train.distributed import Job, Resources, _ray_loop, ray_local
 from bdl_train.distributed._ray_loop import RayLoop
-from bdl_train.runs import RunDir, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir
 from bdl_train.training.prepared import StackTask
 from bdl_train.verbs._runs import load_data
 

@@ -5,7 +5,8 @@ import json
 import logging
 
 from bdl_train.distributed.decisions import Decisions
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 
 
 def test_decisions_are_events_of_the_run_and_survive_the_driver(tmp_path):

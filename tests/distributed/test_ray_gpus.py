@@ -26,7 +26,8 @@ def report(task, *rest):
 def main():
     from bdl_train.config import compose
     from bdl_train.distributed import Job
-    from bdl_train.runs import RunDir, write_bytes
+    from bdl_train.files import write_bytes
+    from bdl_train.runs import RunDir
     from bdl_train.training.prepared import StackTask
     from bdl_train.verbs._runs import load_data
 

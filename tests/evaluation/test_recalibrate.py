@@ -13,7 +13,8 @@ from bdl_train.evaluation.recalibration import (
     TemperatureScaling,
     VarianceScaling,
 )
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 
 MAPS = (
     TemperatureScaling(80, 1.5),

@@ -10,7 +10,9 @@ import wandb
 from fake_wandb import Server, wandb_server
 
 from bdl_train.build import build
-from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking import Tracker
 from bdl_train.tracking._wandb_service import end_service
 

@@ -9,7 +9,8 @@ import pytest
 from bdl_train.errors import UsageError
 from bdl_train.evaluation.evaluate import SECTIONS as WRITTEN_TO
 from bdl_train.evaluation.section import Section, write_section
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking.chapters import (
     MOST_BYTES,
     SECTIONS,

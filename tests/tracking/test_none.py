@@ -1,7 +1,8 @@
 import logging
 
 from bdl_train.build import build
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 from bdl_train.tracking import Follower, Tracker
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from bdl_train.evaluation.metrics import expected_calibration_error, inside
 from bdl_train.evaluation.rows import RowScores
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking.outcome import (
     coverage,
     members_table,

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 from bdl_train.tracking import Follower
 from bdl_train.tracking.progress import Progress
 from bdl_train.tracking.silence import after, after_decisions, silent

@@ -11,7 +11,8 @@ import wandb
 from fake_wandb import ENTITY
 
 from bdl_train.errors import UsageError
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking import Follower
 from bdl_train.tracking._wandb_service import server as server_url
 from bdl_train.tracking._wandb_service import service_process

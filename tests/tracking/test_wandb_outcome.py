@@ -9,7 +9,8 @@ import pytest
 import wandb
 
 from bdl_train.evaluation.section import Section, write_section
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking._wandb_outcome import outcome_rows
 from bdl_train.tracking.chapters import SECTIONS
 

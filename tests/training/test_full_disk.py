@@ -9,8 +9,9 @@ import pytest
 from stack_runs import CASES, at_step, data, events_of, hashes, task
 
 from bdl_train.errors import UsageError
+from bdl_train.files import write_bytes, write_json
 from bdl_train.inference._descent import DescentState
-from bdl_train.runs import RunDir, read_json, write_bytes, write_json
+from bdl_train.runs import RunDir, read_json
 from bdl_train.training import callbacks, checkpoints
 from bdl_train.training.checkpoints import LATEST, PREVIOUS, load_checkpoint, save_checkpoint
 from bdl_train.training.train_stack import train_stack

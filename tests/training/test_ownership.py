@@ -7,7 +7,8 @@ import pytest
 import torch
 from stack_runs import CASES, at_step, data, events_of, hashes, task
 
-from bdl_train.runs import read_json, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import read_json
 from bdl_train.training import ownership
 from bdl_train.training.checkpoints import LATEST
 from bdl_train.training.ownership import OWNER_FILE, LostOwnershipError, Ownership

@@ -20,7 +20,8 @@ from sklearn.datasets import load_breast_cancer
 from bdl_train.cli import main
 from bdl_train.distributed import ray_local, work
 from bdl_train.errors import UsageError
-from bdl_train.runs import RunDir, find_runs, read_json, sha256, write_json
+from bdl_train.files import sha256, write_json
+from bdl_train.runs import RunDir, find_runs, read_json
 
 
 def refused(said, *parts: str) -> None:

@@ -16,7 +16,8 @@ from command_line import Said
 
 from bdl_train.cli import main
 from bdl_train.evaluation.section import read_section
-from bdl_train.runs import RunDir, read_json, sha256
+from bdl_train.files import sha256
+from bdl_train.runs import RunDir, read_json
 
 
 @pytest.fixture(scope="module")

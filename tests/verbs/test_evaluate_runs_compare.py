@@ -12,7 +12,8 @@ import yaml
 
 from bdl_train.distributed.inline import Inline
 from bdl_train.errors import Exit
-from bdl_train.runs import RunDir, find_runs, read_json, sha256, write_json
+from bdl_train.files import sha256, write_json
+from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.verbs import train as train_verb
 
 # --- evaluate -------------------------------------------------------------------------------------------------

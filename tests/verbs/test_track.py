@@ -9,7 +9,10 @@ import pytest
 import yaml
 from fake_wandb import wandb_server
 
-from bdl_train.runs import EventWriter, RunDir, locked, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.locks import locked
+from bdl_train.runs import RunDir
 from bdl_train.tracking._wandb_service import end_service
 
 KEY = "0123456789abcdef" * 3
@@ -112,7 +115,7 @@ def test_a_running_run_is_followed_until_it_ends(bdl, bare_run, server):
     end = threading.Event()
 
     def train():
-        with locked(bare_run):
+        with locked(bare_run.lock):
             begun.set()
             work()
 
@@ -133,7 +136,7 @@ def test_a_run_that_tracks_itself_is_left_to_it(bdl, bare_run):
     config = yaml.safe_load(bare_run.config.read_text())
     config["tracking"] = {"_target_": "bdl_train.tracking.wandb.Wandb"}
     bare_run.config.write_text(yaml.safe_dump(config))
-    with locked(bare_run):
+    with locked(bare_run.lock):
         said = bdl("track", f"run={bare_run.path}")
     assert said.status == 2
     assert "is running and tracks itself with Wandb" in said.err

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 import bdl_train.runs
+from bdl_train.files import sha256
 from bdl_train.posteriors.artefact import read_artefact
 from bdl_train.priors.from_posterior import FromPosterior
-from bdl_train.runs import RunDir, find_runs, read_json, sha256
+from bdl_train.runs import RunDir, find_runs, read_json
 from bdl_train.verbs import train as train_verb
 
 

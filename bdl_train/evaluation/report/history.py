@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdl_train.runs import EventReader, RunDir
+from bdl_train.events import EventReader
+from bdl_train.runs import RunDir
 
 LAST = 0.2
 """Share of a curve's points that are its end."""

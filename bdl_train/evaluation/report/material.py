@@ -20,7 +20,8 @@ from bdl_train.evaluation.report.history import History, read_history
 from bdl_train.evaluation.rows import RowScores
 from bdl_train.evaluation.section import Section, read_section
 from bdl_train.evaluation.uncertainty import bands_section, uncertainty_section
-from bdl_train.runs import RunDir, glance_at_config, read_json, sha256
+from bdl_train.files import sha256
+from bdl_train.runs import RunDir, glance_at_config, read_json
 from bdl_train.specs import TargetKind, TargetSpec
 
 ORDER = (

@@ -12,7 +12,8 @@ from bdl_train.evaluation.report.headline import data_name, metrics, verdict
 from bdl_train.evaluation.report.html import Html, folded, join, table_of, tag
 from bdl_train.evaluation.report.material import Material, read_material
 from bdl_train.evaluation.section import Section
-from bdl_train.runs import RunDir, write_bytes
+from bdl_train.files import write_bytes
+from bdl_train.runs import RunDir
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MARKS = {"good": "✓", "warn": "!", "note": "·", "empty": "–"}

@@ -12,7 +12,8 @@ from bdl_train.evaluation.report.history import end_of, read_history
 from bdl_train.evaluation.report.material import read_material
 from bdl_train.evaluation.report.provenance import command_of, configuration, provenance
 from bdl_train.evaluation.report.training import curves
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 
 
 def test_the_last_report_of_a_step_counts_and_damage_is_left_out(tmp_path):

@@ -17,7 +17,8 @@ from bdl_train.evaluation.report.html import VOID
 from bdl_train.evaluation.report.material import ORDER, read_material, rows_of
 from bdl_train.evaluation.report.page import POLICY, page, write_report
 from bdl_train.evaluation.section import Section, write_section
-from bdl_train.runs import RunDir, write_json
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 
 URL = re.compile(r"""(?:https?:)?//\w|url\(|@import|\bsrc="(?!data:)|\bhref="(?!#)|javascript:""", re.I)
 

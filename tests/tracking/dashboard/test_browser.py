@@ -11,7 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from bdl_train.evaluation.section import Section, write_section
-from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking.chapters import SECTIONS
 
 pytestmark = [pytest.mark.ci, pytest.mark.browser]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdl_train.runs import EventWriter, RunDir
+from bdl_train.events import EventWriter
+from bdl_train.runs import RunDir
 from bdl_train.tracking.dashboard.curves import Curve, curve_of_member, merged, parse
 
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from bdl_train.runs import EventWriter, RunDir, write_json
+from bdl_train.events import EventWriter
+from bdl_train.files import write_json
+from bdl_train.runs import RunDir
 from bdl_train.tracking.dashboard.run_view import RunView
 
 
@@ -69,7 +71,7 @@ def test_a_run_without_a_driver_has_no_running_members(run):
 
 def test_progress_speed_and_what_is_left(run, monkeypatch):
     monkeypatch.setattr(RunDir, "status", lambda self: "running")
-    monkeypatch.setattr("bdl_train.runs.time.time", lambda: clock[0])
+    monkeypatch.setattr("bdl_train.events.time.time", lambda: clock[0])
     clock = [1000.0]
     write(
         run,
@@ -106,7 +108,7 @@ def test_steps_that_were_trained_twice_count_once(run):
 
 def test_a_stack_that_has_ended_adds_nothing_to_the_speed(run, monkeypatch):
     monkeypatch.setattr(RunDir, "status", lambda self: "running")
-    monkeypatch.setattr("bdl_train.runs.time.time", lambda: clock[0])
+    monkeypatch.setattr("bdl_train.events.time.time", lambda: clock[0])
     clock = [1000.0]
     second = {**STARTED, "members": [2, 3]}
     for stack, start in (("000", STARTED), ("001", second)):
