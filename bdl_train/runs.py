@@ -118,9 +118,10 @@ class RunDir:
         return self.path / "evaluation" / name
 
     def status(self) -> str:
-        """`complete`, `partial` or `failed` from the manifest, else `running` from the lock; without a process that
-        works on it a run that was submitted and never began is `queued`, one that a
-        sweep ended early `pruned`, any other `interrupted`.
+        """`complete`, `partial` or `failed` from the manifest, else `running` from the lock.
+
+        Without a process that works on it a run that a sweep ended early is `pruned`; one that never began is `queued`
+        if it was submitted, else `planned`; any other is `interrupted`.
         """
         if self.manifest.is_file():
             manifest = read_json(self.manifest)
@@ -131,8 +132,11 @@ class RunDir:
             return "running"
         if self.pruned_file.is_file():
             return "pruned"
-        began = any(self.path.glob("stacks/*/events.jsonl"))
-        return "queued" if self.submission.is_file() and not began else "interrupted"
+        if self.driver_events.is_file() or any(self.path.glob("stacks/*/events.jsonl")):
+            return "interrupted"
+        if self.submission.is_file():
+            return "queued"
+        return "planned" if self.plan.is_file() else "interrupted"
 
 
 KEEP_STOP = "BDL_KEEP_STOP"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bdl_train.errors import UsageError
-from bdl_train.files import write_json
+from bdl_train.files import write_bytes, write_json
 from bdl_train.locks import locked
 from bdl_train.runs import RunDir, find_runs, glance_at_config, is_run, read_json
 
@@ -82,10 +82,21 @@ def test_status_comes_from_the_manifest_even_while_locked(status: str, run: RunD
         assert run.status() == status
 
 
-def test_without_a_manifest_the_lock_decides(run: RunDir):
-    assert run.status() == "interrupted"
+@pytest.mark.parametrize("said", ["driver.jsonl", "stacks/stack-000/events.jsonl"])
+def test_without_a_manifest_the_lock_decides_then_whether_it_ever_began(said: str, run: RunDir):
+    assert run.status() == "planned"
     with locked(run.lock):
         assert run.status() == "running"
+    write_json(run.submission, {})
+    assert run.status() == "queued"
+    write_bytes(run.path / said, b"")
+    assert run.status() == "interrupted"
+    run.submission.unlink()
+    assert run.status() == "interrupted"
+
+
+def test_a_run_without_a_plan_is_not_planned(run: RunDir):
+    run.plan.unlink()
     assert run.status() == "interrupted"
 
 

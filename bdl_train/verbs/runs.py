@@ -28,7 +28,17 @@ class Settings:
 
     root: str
     status: (
-        Literal["complete", "partial", "failed", "running", "queued", "requeued", "interrupted", "pruned"]
+        Literal[
+            "complete",
+            "partial",
+            "failed",
+            "running",
+            "planned",
+            "queued",
+            "requeued",
+            "interrupted",
+            "pruned",
+        ]
         | None
     )
     limit: Annotated[int, Field(ge=1)] | None

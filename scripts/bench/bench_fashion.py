@@ -33,6 +33,8 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("deep_ensemble-10", 10, (*ENSEMBLE, *DESCENT)),
     ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer.lr=0.004")),
     ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer=sgd", "optimizer.lr=0.05", "prior.scale=0.3")),
+    ("deep_ensemble-10", 10, (*ENSEMBLE, *DESCENT, "model.dropout=0.2")),
+    ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer=sgd", "optimizer.lr=0.05", "prior.scale=0.15")),
     ("deep_ensemble", 5, (*ENSEMBLE, *DESCENT)),
     ("swag", 5, ("inference=swag", "inference.snapshot_every=105", *DESCENT, "inference.lr_factor=0.25")),
     ("cyclical_sgmcmc", 5, ("inference=cyclical_sgmcmc",)),

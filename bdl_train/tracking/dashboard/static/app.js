@@ -124,7 +124,7 @@ function listFrame() {
   const search = el("input", { type: "search", placeholder: "filter: experiment, method, name", "aria-label": "filter runs", oninput: (e) => { filter.text = e.target.value; refresh(); } });
   search.value = filter.text;
   const status = el("select", { "aria-label": "status", onchange: (e) => { filter.status = e.target.value; refresh(); } },
-    ["", "running", "queued", "complete", "partial", "failed", "interrupted", "damaged"].map((s) => el("option", { value: s, selected: s === filter.status }, s || "any status")));
+    ["", "running", "planned", "queued", "complete", "partial", "failed", "interrupted", "pruned", "damaged"].map((s) => el("option", { value: s, selected: s === filter.status }, s || "any status")));
   const compare = el("button", { id: "compare", disabled: true, onclick: () => { location.hash = "#/compare/" + [...picked].map(encodeURIComponent).join(","); } }, "Compare");
   const columns = [["", ""], ["experiment", "experiment"], ["status", "status"], ["members", "members"], ["method", "method"], ["split", "split"], ["seed", "seed"], ["metrics", "test metrics"], ["name", "started"]];
   const head = el("tr", {}, columns.map(([key, title]) => el("th", { class: ["method", "split", "seed"].includes(key) ? "wide" : "" },
