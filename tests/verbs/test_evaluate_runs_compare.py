@@ -85,7 +85,7 @@ def test_runs_lists_the_newest_first_with_members_and_headlines(bdl, train):
         r"complete +3/3 members +deep_ensemble +split 2 +seed 7 +test/nll 0\.\d+ +test/accuracy 0\.\d+$",
         lines[1],
     )
-    assert re.search(r"interrupted +2 members +swag +split 0 +seed 0$", lines[0])
+    assert re.search(r"planned +2 members +swag +split 0 +seed 0$", lines[0])
     assert len({line.index("split") for line in lines}) == 1
     assert len(bdl("runs", "limit=1").out.splitlines()) == 2
     assert "2 more" in bdl("runs", "limit=1").out
@@ -247,6 +247,7 @@ def test_compare_names_what_it_leaves_out_and_what_is_partial(bdl, tmp_path):
     unfinished = make_run(tmp_path / "c", 1.0, seed=2)
     unfinished.metrics.unlink()
     unfinished.manifest.unlink()
+    unfinished.driver_events.touch()
     said = bdl("compare", "runs=*")
     assert "c has no metrics (interrupted): left out" in said.out
     assert "b is partial" in said.out
