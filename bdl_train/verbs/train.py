@@ -289,7 +289,7 @@ def _resume(run_dir: RunDir, work: Work, launcher: Launcher, terminal: Terminal)
 def _carry_out(
     run_dir: RunDir, work: Work, the_plan: Plan, launcher: Launcher, terminal: Terminal
 ) -> tuple[Exit, RunDir]:
-    for reason in the_plan.reasons:
+    for reason in (*the_plan.reasons, _work_of_a_member(work)):
         terminal.say(f"plan: {reason}")
     if work.settings.plan_only:
         terminal.say(f"plan written to {run_dir.plan}; train it with: bdl train resume={run_dir.path}")
@@ -323,6 +323,18 @@ def _carry_out(
         return Exit.STOPPED, run_dir
     _report(run_dir, work.data, entries, evaluation, diagnosis, terminal)
     return {"complete": Exit.DONE, "partial": Exit.PARTIAL, "failed": Exit.FAILED}[status], run_dir
+
+
+def _work_of_a_member(work: Work) -> str:
+    """What each member has before it, in steps of its method."""
+    setting = work.recipe.setting(work.data)
+    sizes = {"shuffled": setting.batch_size, "all": setting.num_data, "once": setting.batch_size}
+    parts = [
+        f"{phase.name}, {'up to ' * phase.early_stopping}{phase.num_steps:,} steps of {sizes[phase.rows]:,} examples"
+        for phase in work.recipe.method.phases(setting)
+        if phase.num_steps
+    ]
+    return f"each member: {'; '.join(parts)}"
 
 
 def _collect(

@@ -66,6 +66,20 @@ def test_a_terminal_shows_one_line_that_says_it_all(tmp_path):
     assert any("test metrics of 4 members" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("words", "work"),
+    [
+        (["inference=swag", "inference.start_epoch=2"], "train, 48 steps of 32 examples"),
+        (
+            ["inference=laplace", "inference.structure=diagonal"],
+            "train, up to 48 steps of 32 examples; curvature, 13 steps of 32 examples",
+        ),
+    ],
+)
+def test_the_plan_says_what_each_member_has_before_it(words, work, train):
+    assert f"plan: each member: {work}\n" in train("plan_only=true", "trainer.max_epochs=4", *words).out
+
+
 def test_elsewhere_there_are_plain_lines(train, monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
     said = train("trainer.max_epochs=60", "cluster.members_per_stack=1")
