@@ -316,6 +316,9 @@ def _carry_out(
                 status, evaluation, diagnosis, metrics = _collect(
                     run_dir, work, the_plan, entries, results, terminal
                 )
+    except KeyboardInterrupt:
+        terminal.say(f"interrupted; finish it with: bdl train resume={run_dir.path}")
+        raise
     finally:
         follower.finish(status, metrics)
     if status == "stopped":

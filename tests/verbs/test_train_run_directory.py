@@ -164,6 +164,19 @@ def test_a_run_without_a_manifest_is_interrupted_not_complete(train, monkeypatch
     assert run.status() == "interrupted"
 
 
+def test_ctrl_c_while_scoring_says_how_to_finish_the_run(train, bdl, monkeypatch):
+    def press(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_verb, "write_manifest", press)
+        said = train(status=75)
+    (run,) = find_runs("runs")
+    assert f"interrupted; finish it with: bdl train resume={run.path}\n" in said.out
+    assert bdl("train", f"resume={run.path}").status == 0
+    assert run.status() == "complete"
+
+
 SECRETIVE = """
 from my_things import Waves as Base
 
