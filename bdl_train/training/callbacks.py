@@ -4,6 +4,7 @@ None of it may cost the stack its training: what a full disk refuses is said onc
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,10 +83,15 @@ class WriteEvents(pl.Callback):
         events: The stack's event file.
         members: Ensemble indices of the stack's members.
         timeline: The phases of the method.
+        target_scale: Units of the target in one of the standardised target, whose densities training computes: NLLs are
+            written for the target itself, as metrics are.
     """
 
-    def __init__(self, events: StackEvents, members: list[int], timeline: Timeline) -> None:
+    def __init__(
+        self, events: StackEvents, members: list[int], timeline: Timeline, target_scale: float
+    ) -> None:
         self._events, self._members, self._timeline = events, members, timeline
+        self._offset = math.log(target_scale)
         self._every = max(1, timeline.num_epochs // CURVE_POINTS)
         self._last = 0.0
 
@@ -104,11 +110,13 @@ class WriteEvents(pl.Callback):
             return
         step = self._timeline.step(state)
         alive = pl_module.state.active.tolist()
-        loss = (pl_module.nll_sum / max(1, pl_module.num_logged)).tolist()
+        loss = (pl_module.nll_sum / max(1, pl_module.num_logged) + self._offset).tolist()
         self._write("train/nll", loss, alive, step)
         if pl_module.val_nll is not None:
-            self._write("val/nll", pl_module.val_nll.tolist(), alive, step)
-            self._events.write("val/stack_nll", [(None, pl_module.val_ensemble_nll)], step=step)
+            self._write("val/nll", (pl_module.val_nll + self._offset).tolist(), alive, step)
+            of_stack = pl_module.val_ensemble_nll
+            of_stack = None if of_stack is None else of_stack + self._offset
+            self._events.write("val/stack_nll", [(None, of_stack)], step=step)
             self._events.write("val/disagreement", [(None, pl_module.val_disagreement)], step=step)
         for name, trace in pl_module.traces.items():
             self._write(f"trace/{name}", trace.tolist(), alive, step)
@@ -125,7 +133,8 @@ class WriteEvents(pl.Callback):
         self._last = time.monotonic()
         state = module.state
         sums = module.nll_sum[state.active]
-        loss = float(sums.mean()) / module.num_logged if module.num_logged and len(sums) else None
+        known = module.num_logged and len(sums)
+        loss = float(sums.mean()) / module.num_logged + self._offset if known else None
         value = {
             "step": self._timeline.step(state),
             "num_steps": self._timeline.num_steps,

@@ -78,7 +78,7 @@ def train_stack(
         "started", [(None, {**started, "ranks": ranks.world, **whereabouts()})], step=timeline.step(state)
     )
     try:
-        write_events = WriteEvents(events, list(task.members), stack.module.timeline)
+        write_events = WriteEvents(events, list(task.members), stack.module.timeline, data.target.scale)
         stack.fit([write_events, checkpoint])
         if checkpoint.stopped:
             events.write("stopped", [(None, "on request")], step=timeline.step(state))

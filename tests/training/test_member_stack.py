@@ -1,6 +1,7 @@
 """The steps and the validation of a stack under Lightning."""
 
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,16 +16,19 @@ from bdl_train.training.train_stack import train_stack
 def test_logged_curves_are_the_mean_nll_of_training_and_validation(run):
     config = config_of(optimizer={"lr": 1e-12}, trainer={"max_epochs": 2}, data={"batch_size": 26})
     tiny = data()
+    tiny = replace(tiny, target=replace(tiny.target, scale=2.5))
     train_stack(task((3,)), config, tiny, run("one"))
     the_work = work(example("mlp"), [3])
     network = the_work.example.make_network().double()
     torch.nn.utils.vector_to_parameters(the_work.problem.stack.flat[0], network.parameters())
     noise = torch.tensor(0.5, dtype=torch.float64)
-    found = {e["key"]: e["value"] for e in events_of(run("one")) if e["key"].endswith("/nll")}
+    found = {e["key"]: e["value"] for e in events_of(run("one"))}
+    assert found["progress"]["nll"] == found["train/nll"]
     for key, part in (("train/nll", tiny.train), ("val/nll", tiny.val)):
         x, y = torch.from_numpy(part.x).double(), torch.from_numpy(part.y).double()
         log_lik = torch.distributions.Normal(network(x)[:, 0], noise).log_prob(y)
-        assert found[key] == pytest.approx(-log_lik.mean().item(), rel=1e-6)
+        assert found[key] == pytest.approx(-log_lik.mean().item() + math.log(2.5), rel=1e-6)
+    assert found["val/stack_nll"] == pytest.approx(found["val/nll"])
 
 
 def test_torchs_dropout_trains_warns_and_is_reproducible(run, caplog, monkeypatch):

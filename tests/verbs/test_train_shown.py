@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import math
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ import wandb
 from command_line import TINY
 from wandb.errors import CommError
 
+from bdl_train.events import EventReader
 from bdl_train.runs import read_json
 from bdl_train.tracking import progress
 
@@ -78,6 +80,24 @@ def test_a_terminal_shows_one_line_that_says_it_all(tmp_path):
 )
 def test_the_plan_says_what_each_member_has_before_it(words, work, train):
     assert f"plan: each member: {work}\n" in train("plan_only=true", "trainer.max_epochs=4", *words).out
+
+
+def test_curves_are_in_the_units_of_metrics(bdl, train):
+    run = train(
+        "data=sklearn",
+        "data.name=diabetes",
+        "likelihood=gaussian",
+        "inference=deep_ensemble",
+        "trainer.max_epochs=20",
+    ).run
+    assert bdl("evaluate", f"run={run.path}", "part=val").status == 0
+    metrics = read_json(run.evaluation("val") / "metrics.json")
+    best = dict[int, float]()
+    for _, event in EventReader(run).read():
+        if event["key"] == "val/nll":
+            best[event["member"]] = min(event["value"], best.get(event["member"], math.inf))
+    # Early stopping keeps the weights of the best epoch.
+    assert sum(best.values()) / len(best) == pytest.approx(metrics["val/mean_member_nll"], rel=1e-5)
 
 
 def test_elsewhere_there_are_plain_lines(train, monkeypatch):
