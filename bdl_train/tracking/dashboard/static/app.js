@@ -79,15 +79,26 @@ function chart({ series, label, xLabel, yLabel, xs, ys, even, width = main.clien
   const area = (rows) => rows.map(([x, , high]) => `${X(x)},${Y(high)}`).concat([...rows].reverse().map(([x, low]) => `${X(x)},${Y(low)}`)).join(" ");
   for (const s of series) {
     const group = svg("g", { class: s.color });
-    if (s.range?.length) group.append(svg("polygon", { class: "range", points: area(s.range) }));
-    if (s.band?.length) group.append(svg("polygon", { class: "band", points: area(s.band) }));
+    for (const piece of pieces(s.range || [])) group.append(svg("polygon", { class: "range", points: area(piece) }));
+    for (const piece of pieces(s.band || [])) group.append(svg("polygon", { class: "band", points: area(piece) }));
     const points = s.points.filter((p) => p.every(Number.isFinite));
     if (s.bars) for (const [x, y] of points) group.append(svg("rect", { class: "bar", x: X(x) + 1, y: Y(y), width: Math.max(1, X(x + s.bars) - X(x) - 2), height: Math.max(0, Y(0) - Y(y)) }));
-    else group.append(svg("polyline", { class: s.thin ? "thin" : "mark", points: points.map(([x, y]) => `${X(x)},${Y(y)}`).join(" ") }));
+    else for (const piece of pieces(points)) group.append(svg("polyline", { class: s.thin ? "thin" : "mark", points: piece.map(([x, y]) => `${X(x)},${Y(y)}`).join(" ") }));
     if (s.dots) for (const [x, y, n] of points) group.append(svg("circle", { cx: X(x), cy: Y(y), r: n ? 2 + 9 * Math.sqrt(n) : 3, fill: "currentColor", "fill-opacity": 0.7 }));
     node.append(group);
   }
   return node;
+}
+
+// A phase of training that ended early leaves its other steps out: nothing is drawn across them.
+function pieces(rows) {
+  const gap = (i) => rows[i][0] - rows[i - 1][0], found = [];
+  rows.forEach((row, i) => {
+    const leaps = i > 1 && i + 1 < rows.length && gap(i) > 5 * Math.max(gap(i - 1), gap(i + 1));
+    if (!i || leaps) found.push([]);
+    found[found.length - 1].push(row);
+  });
+  return found;
 }
 
 // A few first steps far above the rest would flatten the curve.
