@@ -29,12 +29,14 @@ COMMON = (
 )
 DESCENT = ("scheduler=cosine", "optimizer.lr=0.002")
 ENSEMBLE = ("inference=deep_ensemble", "inference.patience=null")
+ALL_IMAGES = "data.val_fraction=0"
+"""Nothing is held back, as in published figures: the setting is the one that was chosen with a validation part."""
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("deep_ensemble-10", 10, (*ENSEMBLE, *DESCENT)),
     ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer.lr=0.004")),
     ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer=sgd", "optimizer.lr=0.05", "prior.scale=0.3")),
     ("deep_ensemble-10", 10, (*ENSEMBLE, *DESCENT, "model.dropout=0.2")),
-    ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer=sgd", "optimizer.lr=0.05", "prior.scale=0.15")),
+    ("deep_ensemble-10-all-images", 10, (*ENSEMBLE, *DESCENT, "model.dropout=0.2", ALL_IMAGES)),
     ("deep_ensemble", 5, (*ENSEMBLE, *DESCENT)),
     ("swag", 5, ("inference=swag", "inference.snapshot_every=105", *DESCENT, "inference.lr_factor=0.25")),
     ("cyclical_sgmcmc", 5, ("inference=cyclical_sgmcmc",)),
@@ -61,10 +63,12 @@ def run(method: str, members: int, words: tuple[str, ...], gpu: bool) -> dict[st
         where = f"cluster.gpus_per_stack={int(gpu)}"
         bdl("train", *COMMON, f"num_members={members}", *words, where, f"output_dir={folder}", "name=one")
         [run_dir] = Path(folder).glob("one/*")
-        bdl("evaluate", f"run={run_dir}", "part=val", "cluster=inline")
+        val = dict[str, float]()
+        if ALL_IMAGES not in words:
+            bdl("evaluate", f"run={run_dir}", "part=val", "cluster=inline")
+            val = json.loads((run_dir / "evaluation" / "val" / "metrics.json").read_text())
         bdl("evaluate", f"run={run_dir}", "name=ood", "ood=[images/mnist_test.npz]", "cluster=inline")
         test = json.loads((run_dir / "metrics.json").read_text())
-        val = json.loads((run_dir / "evaluation" / "val" / "metrics.json").read_text())
         spent = cost(run_dir)
         detection = read_section(run_dir / "evaluation" / "ood" / "sections", "ood").tables["detection"]
     row: dict[str, object] = {
@@ -76,7 +80,7 @@ def run(method: str, members: int, words: tuple[str, ...], gpu: bool) -> dict[st
     row |= {name: test[f"test/{name}"] for name in ("accuracy", "nll", "ece")}
     row["ood_auroc"] = float(detection.loc[detection["score"] == SCORE, "auroc"].iloc[0])
     row["single_nll"] = test["test/mean_member_nll"]
-    row |= {f"val_{name}": val[f"val/{name}"] for name in ("nll", "ece")}
+    row |= {f"val_{name}": val.get(f"val/{name}", "") for name in ("nll", "ece")}
     row["device"] = torch.cuda.get_device_name() if gpu else "CPU"
     return row | spent
 
