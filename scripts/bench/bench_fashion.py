@@ -30,7 +30,7 @@ COMMON = (
 DESCENT = ("scheduler=cosine", "optimizer.lr=0.002")
 ENSEMBLE = ("inference=deep_ensemble", "inference.patience=null")
 ALL_IMAGES = "data.val_fraction=0"
-"""Nothing is held back, as in published figures: the setting is the one that was chosen with a validation part."""
+"""Nothing is held back: the setting is the one that was chosen with a validation part."""
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("deep_ensemble-10", 10, (*ENSEMBLE, *DESCENT)),
     ("deep_ensemble-10", 10, (*ENSEMBLE, "scheduler=cosine", "optimizer.lr=0.004")),
