@@ -15,10 +15,7 @@ from bdl_train.runs import RunDir
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = RunDir.create(str(tmp_path), "breast_cancer")
-    made.config.write_text("seed: 0\n")
-    made.plan.write_text("{}")
-    return made
+    return RunDir.create(str(tmp_path), "tiny")
 
 
 def events_of(reader: EventReader) -> list[tuple[str, int | None, str, Any]]:

@@ -19,6 +19,9 @@ from bdl_train.distributed.queues import states_of
 from bdl_train.errors import Exit
 from bdl_train.runs import RunDir, find_runs, glance_at_config
 
+Status = Literal[
+    "complete", "partial", "failed", "running", "planned", "queued", "requeued", "interrupted", "pruned",
+]  # fmt: skip
 HEADLINES = ("test/nll", "test/rmse", "test/accuracy")
 
 
@@ -27,20 +30,7 @@ class Settings:
     """The keys of `conf/runs.yaml`."""
 
     root: str
-    status: (
-        Literal[
-            "complete",
-            "partial",
-            "failed",
-            "running",
-            "planned",
-            "queued",
-            "requeued",
-            "interrupted",
-            "pruned",
-        ]
-        | None
-    )
+    status: Status | None
     limit: Annotated[int, Field(ge=1)] | None
 
 
